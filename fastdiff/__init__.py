@@ -1,0 +1,109 @@
+"""fastdiff: a solver is a table of numbers, a step is one kernel.
+
+    from fastdiff.schedulers import DPMSolverMultistepScheduler   # drop-in for diffusers' class
+    fastdiff.accelerate(pipe)                                     # or: swap it in a pipeline
+    plan = fastdiff.plan("dpmpp_2m", steps=20)                    # or: your own loop
+    x = fastdiff.sample(denoise, noise, plan)
+
+Importing this package imports neither torch nor NumPy: every name below is fetched when it is
+first used.  The scheduler classes say `__module__ = "fastdiff"`, so a saved pipeline names this
+package and no file inside it; diffusers' loader also looks up SchedulerMixin here.
+"""
+
+import importlib.util
+import logging
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin as SchedulerMixin
+
+    from fastdiff.accelerate import accelerate, report, restore
+    from fastdiff.backends import use_backend
+    from fastdiff.plan import Plan, plan
+    from fastdiff.sampling import sample
+    from fastdiff.schedulers import (
+        DDIMScheduler,
+        DDPMScheduler,
+        DPMSolverMultistepScheduler,
+        EulerAncestralDiscreteScheduler,
+        EulerDiscreteScheduler,
+        sampler,
+    )
+    from fastdiff.schedules import NoiseSchedule
+
+__all__ = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "NoiseSchedule",
+    "Plan",
+    "accelerate",
+    "plan",
+    "report",
+    "restore",
+    "sample",
+    "sampler",
+    "use_backend",
+]
+
+_HOME = {  # public name -> the module it lives in
+    "DDIMScheduler": "fastdiff.schedulers",
+    "DDPMScheduler": "fastdiff.schedulers",
+    "DPMSolverMultistepScheduler": "fastdiff.schedulers",
+    "EulerAncestralDiscreteScheduler": "fastdiff.schedulers",
+    "EulerDiscreteScheduler": "fastdiff.schedulers",
+    "NoiseSchedule": "fastdiff.schedules",
+    "Plan": "fastdiff.plan",
+    "SchedulerMixin": "diffusers",
+    "accelerate": "fastdiff.accelerate",
+    "plan": "fastdiff.plan",
+    "report": "fastdiff.accelerate",
+    "restore": "fastdiff.accelerate",
+    "sample": "fastdiff.sampling",
+    "sampler": "fastdiff.schedulers",
+    "use_backend": "fastdiff.backends",
+}
+
+logging.getLogger("fastdiff").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastdiff' has no attribute {name!r}; it has {__all__}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "SchedulerMixin", "__version__"})
+
+
+class _Package(ModuleType):
+    """`fastdiff.plan` is the function, also after `from fastdiff.plan import Plan`.
+
+    Importing a submodule binds it in its package.  For the two names that are both a function and
+    a module (plan, accelerate) that binding is ignored; `sys.modules` still holds the module.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+if not (Path(__file__).parent / "kernels").is_dir():
+    # A checkout: the kernels lie beside the package, and must not be a top-level package
+    # themselves, for that name belongs to a library which diffusers imports.
+    _spec = ModuleSpec("fastdiff.kernels", None, is_package=True)
+    _spec.submodule_search_locations = [str(Path(__file__).parents[1] / "kernels")]
+    kernels = sys.modules["fastdiff.kernels"] = importlib.util.module_from_spec(_spec)

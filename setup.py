@@ -1,0 +1,155 @@
+"""Build the native extension fastdiff._C: one binary for every torch, in seconds.
+
+csrc includes no torch header, so pip's isolated build environment is enough.  `build_ext` writes
+build.ninja and runs it.  Every file in csrc that holds a CPU kernel (all but bindings.cpp) is
+compiled once per instruction set into a namespace of its own; csrc/isa.h chooses among them when
+the extension is loaded.  Without a C++ compiler the package installs as pure Python, and
+fastdiff/_build_info.json, which `fastdiff info` prints, says so.
+
+Environment: CXX (compiler), FASTDIFF_CUDA = 0 (never), 1 (must) or unset (when nvcc and .cu files
+are there), FASTDIFF_CUDA_ARCHS (default 80;86;89;90a;100a;120a), CUDA_HOME.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import SetupError
+
+ROOT = Path(__file__).parent.resolve()
+CUDA_ARCHS = "80;86;89;90a;100a;120a"
+ISAS = {"baseline": ["-march=x86-64-v2"], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
+if platform.machine() not in ("x86_64", "AMD64"):
+    ISAS = {"baseline": []}
+# The same bits on every instruction set: no fused multiply-add, and no other licence to reorder.
+FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra"
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler: $CXX if set, else the first of g++, clang++, c++ on the PATH."""
+    for name in [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]:
+        if path := shutil.which(name):
+            return path
+    return None
+
+
+def find_nvcc(sources: list[Path]) -> str | None:
+    """nvcc if CUDA kernels are to be built; SetupError if they are asked for and cannot be."""
+    wish = os.environ.get("FASTDIFF_CUDA", "")
+    if wish not in ("", "0", "1"):
+        raise SetupError(f"FASTDIFF_CUDA must be 0, 1 or unset, got {wish!r}")
+    homes = [Path(os.environ["CUDA_HOME"]) / "bin"] if os.environ.get("CUDA_HOME") else []
+    path = os.pathsep.join([*map(str, homes), os.environ.get("PATH", "")])
+    nvcc = shutil.which("nvcc", path=path)
+    if wish == "1" and not sources:
+        raise SetupError(
+            "FASTDIFF_CUDA=1 asks for CUDA kernels, but this version of fastdiff has none (there "
+            "is no csrc/*.cu; on a GPU its ops run on Triton). Unset FASTDIFF_CUDA to install it"
+        )
+    if wish == "1" and nvcc is None:
+        raise SetupError(
+            "FASTDIFF_CUDA=1 asks for CUDA kernels, but nvcc is neither in $CUDA_HOME/bin nor on "
+            "the PATH. Install the CUDA toolkit, or unset FASTDIFF_CUDA to build without CUDA"
+        )
+    return None if wish == "0" or not sources else nvcc
+
+
+def write_ninja(build: Path, target: Path, cxx: str, nvcc: str | None) -> None:
+    """Write build.ninja: one object per (kernel file, instruction set), one link."""
+    import pybind11
+    from ninja import ninja_syntax
+
+    include = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
+    objects: list[str] = []
+    with (build / "build.ninja").open("w") as file:
+        ninja = ninja_syntax.Writer(file)
+        ninja.variable("flags", FLAGS.split() + OPENMP)
+        ninja.rule(
+            "cxx",
+            f"{cxx} $flags $extra -MMD -MF $out.d -c $in -o $out",
+            "CXX $out",
+            "$out.d",
+            deps="gcc",
+        )
+        ninja.rule("link", f"{cxx} -shared $extra $in -o $out", "LINK $out")
+        for source in sorted((ROOT / "csrc").glob("*.cpp")):
+            if source.stem == "bindings":
+                extra = {"baseline": [*ISAS["baseline"], *include]}
+                extra["baseline"] += [f"-DFASTDIFF_HAS_{isa.upper()}" for isa in ISAS]
+            else:
+                extra = {isa: [*march, f"-DFASTDIFF_ISA={isa}"] for isa, march in ISAS.items()}
+            for isa, options in extra.items():
+                objects.append(f"{source.stem}.{isa}.o")
+                ninja.build(objects[-1], "cxx", str(source), variables={"extra": options})
+        libraries = list(OPENMP)
+        if sys.platform == "darwin":
+            libraries += ["-undefined", "dynamic_lookup"]
+        if nvcc:
+            archs = os.environ.get("FASTDIFF_CUDA_ARCHS", CUDA_ARCHS).split(";")
+            codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+            ninja.rule(
+                "nvcc", f"{nvcc} -O3 -std=c++17 -Xcompiler=-fPIC $extra -c $in -o $out", "NVCC $out"
+            )
+            for source in sorted((ROOT / "csrc").glob("*.cu")):
+                objects.append(f"{source.stem}.cu.o")
+                ninja.build(objects[-1], "nvcc", str(source), variables={"extra": codes})
+            libraries += [f"-L{Path(nvcc).parents[1] / 'lib64'}", "-lcudart_static", "-ldl", "-lrt"]
+        ninja.build(str(target), "link", objects, variables={"extra": libraries})
+        ninja.default(str(target))
+
+
+def obstacle() -> str | None:
+    """Why no native code can be built here; None if it can."""
+    if find_compiler() is None:
+        return "no C++ compiler was found when fastdiff was installed"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python.h (package python3-dev) was not found when fastdiff was installed"
+    return None
+
+
+class NinjaBuild(build_ext):
+    """Build fastdiff._C with ninja, or record in plain words why there is none."""
+
+    def run(self) -> None:
+        package = ROOT / "fastdiff" if self.inplace else Path(self.build_lib, "fastdiff").resolve()
+        target = package / Path(self.get_ext_filename("_C")).name
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        package.mkdir(parents=True, exist_ok=True)
+        nvcc = find_nvcc(sorted((ROOT / "csrc").glob("*.cu")))
+        info: dict[str, object] = {"native": False, "reason": obstacle()}
+        if info["reason"]:
+            self.warn(f"{info['reason']}: fastdiff will run on PyTorch's own operators, slower")
+        else:
+            from ninja import BIN_DIR
+
+            cxx = find_compiler()
+            write_ninja(build, target, cxx, nvcc)
+            subprocess.run([str(Path(BIN_DIR) / "ninja"), "-C", str(build)], check=True)
+            version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True)
+            info |= {"native": True, "compiler": version.stdout.splitlines()[0], "flags": FLAGS}
+            info |= {"isas": list(ISAS), "nvcc": nvcc}
+        (package / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
+
+    def get_outputs(self) -> list[str]:
+        return [path for path in super().get_outputs() if Path(path).exists()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {} if obstacle() else super().get_output_mapping()
+
+
+setup(
+    packages=[*find_packages(include=["fastdiff", "fastdiff.*"]), "fastdiff.kernels"],
+    package_dir={"fastdiff.kernels": "kernels"},
+    package_data={"fastdiff": ["py.typed", "shapes/weights/**/*"]},
+    ext_modules=[Extension("fastdiff._C", ["csrc/bindings.cpp"])],
+    cmdclass={"build_ext": NinjaBuild},
+)
