@@ -1,0 +1,41 @@
+"""What a network predicts, as numbers: x_0 and the noise as combinations of x and the raw output e.
+
+For x = alpha x_0 + sigma n, and c the factor that scales x to unit variance (the network's input):
+
+    epsilon          e = n                           x_0 = (x - sigma e) / alpha
+    sample           e = x_0
+    v_prediction     e = c alpha n - c sigma x_0     x_0 = c^2 alpha x - c sigma e
+    flow_prediction  e = n - x_0, alpha + sigma = 1  x_0 = x - sigma e
+
+Salimans & Ho 2022, arXiv:2202.00512 (v); Lipman et al. 2022, arXiv:2210.02747 (flow).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
+
+
+class Conversion(NamedTuple):
+    """x_0 = kx x + ke e and n = qx x + qe e."""
+
+    kx: float
+    ke: float
+    qx: float
+    qe: float
+
+
+def convert(prediction: str, alpha: float, sigma: float, scale: float = 1.0) -> Conversion:
+    """The numbers for one noise level; scale is c above (1 where alpha^2 + sigma^2 = 1)."""
+    if prediction == "epsilon":
+        return Conversion(1 / alpha, -sigma / alpha, 0.0, 1.0)
+    if prediction == "sample":
+        noise = (1 / sigma, -alpha / sigma) if sigma > 0 else (0.0, 0.0)
+        return Conversion(0.0, 1.0, *noise)
+    if prediction == "v_prediction":
+        a, s = scale * alpha, scale * sigma
+        return Conversion(scale * a, -s, scale * s, a)
+    if prediction == "flow_prediction":
+        return Conversion(1.0, -sigma, 1.0, alpha)
+    raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}; got {prediction!r}")

@@ -1,0 +1,142 @@
+"""The one list of solvers: names, what they cost, what they keep, and what else they are called.
+
+Command line, error messages, documentation and `fastdiff.sampler` are printed from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastdiff.solvers.ddim import ddim
+from fastdiff.solvers.ddpm import ddpm
+from fastdiff.solvers.dpmpp import dpmpp
+from fastdiff.solvers.euler import euler, euler_ancestral
+from fastdiff.solvers.row import Row
+
+
+@dataclass(frozen=True)
+class Solver:
+    """One row of the registry.
+
+    row          (grid, i, k, **options) -> Row
+    preset       options that make this name out of the function
+    options      what a caller may set, with defaults
+    depths       history depth of each kept vector
+    order        order of convergence of the deterministic form, from a cold start
+    noise        True if a run draws random numbers with the default options
+    evaluations  calls of the network a step
+    state        "vp": alpha^2 + sigma^2 = 1; "ve": x / alpha, as the diffusers class works
+    faithful     parameters that reproduce what diffusers computes (see schedulers/quirks.py)
+    scheduler    class of diffusers that it replaces, and that class's config for this name
+    aliases      names in ComfyUI / k-diffusion, A1111
+    """
+
+    name: str
+    row: Callable[..., Row]
+    order: int
+    noise: bool = False
+    depths: tuple[int, ...] = ()
+    evaluations: int = 1
+    state: str = "vp"
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    faithful: Mapping[str, Any] = field(default_factory=dict)
+    scheduler: tuple[str, Mapping[str, Any]] = ("", {})
+    aliases: tuple[str, ...] = ()
+
+
+_DPM = "DPMSolverMultistepScheduler"
+_FINAL = {"lower_order_final": True, "euler_at_final": False}
+_TYPE = {"solver_type": "midpoint", **_FINAL}
+_SDE = {"eta": 1.0, "s_noise": 1.0}
+_NOISE = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+_SDEPP = {"algorithm_type": "sde-dpmsolver++"}
+
+
+def _dpm(name: str, order: int, config: Mapping[str, Any], *aliases: str, **more: Any) -> Solver:
+    """A member of the DPM family; order 3 as shipped converges at order 2 (quirks)."""
+    sde, predict = "sde" in name, "noise" if "dpmsolver" in name else "data"
+    options = {**(_TYPE if order == 2 else _FINAL), **(_SDE if sde else {})}
+    faithful: dict[str, Any] = {"d2_scale": 1.0} if order == 3 else {}
+    if order == 3 and sde and predict == "data":
+        faithful["sde3_offset"] = -1.0
+    return Solver(
+        name,
+        dpmpp,
+        # a cold first step of order 1 caps what the later ones can reach
+        order=min(order, 2),
+        noise=sde,
+        depths=(order - 1,) if order > 1 else (),
+        preset={"order": order, "predict": predict, **more},
+        options=options,
+        faithful=faithful,
+        scheduler=(_DPM, {"solver_order": order, **config}),
+        aliases=aliases,
+    )
+
+
+_ROWS = (
+    Solver(
+        "ddim", ddim, 1, options={"eta": 0.0}, scheduler=("DDIMScheduler", {}), aliases=("DDIM",)
+    ),
+    Solver(
+        "ddpm",
+        ddpm,
+        1,
+        noise=True,
+        options={"variance": "small"},
+        scheduler=("DDPMScheduler", {}),
+        aliases=("DDPM",),
+    ),
+    Solver(
+        "euler",
+        euler,
+        1,
+        state="ve",
+        options={"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0},
+        scheduler=("EulerDiscreteScheduler", {}),
+        aliases=("Euler", "k_euler"),
+    ),
+    Solver(
+        "euler_a",
+        euler_ancestral,
+        1,
+        noise=True,
+        state="ve",
+        options={"eta": 1.0, "s_noise": 1.0},
+        scheduler=("EulerAncestralDiscreteScheduler", {}),
+        aliases=("euler_ancestral", "Euler a", "k_euler_a"),
+    ),
+    _dpm("dpmpp_1", 1, {}),
+    _dpm("dpmpp_2m", 2, {}, "DPM++ 2M", "k_dpmpp_2m"),
+    _dpm("dpmpp_3m", 3, {}, "DPM++ 3M"),
+    _dpm("dpmpp_sde_1", 1, _SDEPP),
+    _dpm("dpmpp_2m_sde", 2, _SDEPP, "DPM++ 2M SDE", "k_dpmpp_2m_sde"),
+    _dpm("dpmpp_3m_sde", 3, _SDEPP, "DPM++ 3M SDE", "k_dpmpp_3m_sde"),
+    _dpm("dpmsolver_1", 1, _NOISE),
+    _dpm("dpmsolver_2m", 2, _NOISE, "DPM-Solver 2M"),
+    _dpm("dpmsolver_3m", 3, _NOISE, "DPM-Solver 3M"),
+    _dpm("dpmsolver_sde_1", 1, {**_NOISE, "algorithm_type": "sde-dpmsolver"}),
+    _dpm("dpmsolver_2m_sde", 2, {**_NOISE, "algorithm_type": "sde-dpmsolver"}),
+)
+SOLVERS: Mapping[str, Solver] = {row.name: row for row in _ROWS}
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace("-", "_").replace(" ", "_")
+
+
+_BY_NAME = {_folded(n): row for row in _ROWS for n in (row.name, *row.aliases)}
+
+
+def find(name: str) -> Solver:
+    """The solver of that name or alias, in any case, with blanks, dashes or underscores."""
+    solver = _BY_NAME.get(_folded(name)) if isinstance(name, str) else None
+    if solver is None:
+        close = difflib.get_close_matches(_folded(str(name)), _BY_NAME, n=1)
+        hint = f" Did you mean {_BY_NAME[close[0]].name!r}?" if close else ""
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}; got {name!r}.{hint}")
+    return solver

@@ -1,0 +1,139 @@
+"""The sampling loop: no branch on a solver's name, no state that outlives a run.
+
+    x = noise_scale * noise
+    for each row of the plan:  x, ring = affine_step(x, denoise(c_in * x, t), ring, row)
+
+The latent stays float32 between steps whatever the network's dtype is: rounding it to bfloat16 every
+step leaves 1.7e-2 relative error after 50 steps, float32 3.8e-3, that of the network alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastdiff.ops.affine_step import affine_step, affine_step_out
+from fastdiff.plan import Plan
+
+Denoiser = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
+"""(c_in x (B, *shape) in the network's dtype, t ()) -> raw output, or (uncond, cond) if guided."""
+
+
+def sample(
+    denoise: Denoiser,
+    noise: Tensor,
+    plan: Plan,
+    *,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    dtype: torch.dtype | None = None,
+    start: Tensor | None = None,
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Run a plan and return the sample, float32 (float64 for float64 noise), shape of noise.
+
+    denoise    the network; its first argument is scaled and cast for it, t is a 0-d float32 tensor
+    noise      (B, *shape) unit normal, any float dtype
+    generator  for solvers that draw noise; a list gives every sample its own
+    dtype      the network's dtype; noise.dtype if None
+    start      (B, *shape) clean sample to start from (image to image: a plan with begin > 0)
+    callback   called as callback(i, t, x) after row i with the new sample
+    """
+    if not isinstance(plan, Plan):
+        raise TypeError(
+            f"plan must be a fastdiff.Plan; got {type(plan).__name__}. Make one with fastdiff.plan"
+        )
+    if not noise.is_floating_point() or noise.ndim < 1:
+        raise ValueError(
+            f"noise must be a float tensor (B, *shape); got {noise.dtype} {tuple(noise.shape)}"
+        )
+    per_sample = plan.rows.shape[1]
+    if per_sample not in (1, noise.shape[0]):
+        raise ValueError(
+            f"noise must have a batch of {per_sample}, as the plan's guidance has; "
+            f"got {noise.shape[0]}"
+        )
+    if start is not None and start.shape != noise.shape:
+        raise ValueError(
+            f"start must have the shape of noise, {tuple(noise.shape)}; got {tuple(start.shape)}"
+        )
+    wide = torch.float64 if noise.dtype == torch.float64 else torch.float32
+    dtype = noise.dtype if dtype is None else dtype
+    table = plan.to(noise.device, wide)
+    times = torch.from_numpy(plan.timesteps.astype("float32")).to(noise.device, non_blocking=True)
+    if start is None:
+        x = noise.to(wide) * plan.noise_scale
+    else:
+        x = start.to(wide) * float(plan.alpha[0]) + noise.to(wide) * float(plan.sigma[0])
+    entry = (x * plan.c_in if plan.c_in != 1 else x).to(dtype)
+    ring = [torch.empty_like(x) for _ in range(plan.history)]
+    for i, t in enumerate(times):
+        out = denoise(entry, t)
+        uncond, cond = _outputs(out, plan.guided, x)
+        z = _draw(x, generator) if plan.draw[i] else None
+        row = table[i : i + 1]
+        if torch.is_grad_enabled() and any(
+            v is not None and v.requires_grad for v in (x, uncond, cond, *ring)
+        ):
+            x, _, kept = affine_step(
+                x, cond, row, uncond=uncond, history=ring, noise=z, keeps=plan.keeps
+            )
+            slots = plan.rows[i, 0, plan.rows.shape[2] - plan.keeps :]
+            for slot, vector in zip(slots, kept, strict=True):
+                if slot >= 0:
+                    ring[int(slot)] = vector
+            entry = (x * row[0, :1, -1 - plan.keeps].reshape(())).to(dtype)
+        else:
+            x_next, entry = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
+            affine_step_out(
+                x,
+                cond,
+                row,
+                x_next=x_next,
+                model_input=entry,
+                uncond=uncond,
+                history=ring,
+                noise=z,
+                keeps=plan.keeps,
+            )
+            x = x_next
+        if callback is not None:
+            callback(i, t, x)
+    return x
+
+
+def _outputs(
+    out: Tensor | tuple[Tensor, Tensor], guided: bool, x: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """(uncond or None, cond), checked: the network may have changed its mind about the shape."""
+    uncond: Tensor | None
+    if guided:
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            raise TypeError(
+                "denoise must return (uncond, cond), since the plan has guidance; got "
+                f"{type(out).__name__}. Return both, or make the plan with guidance=None"
+            )
+        uncond, cond = out
+    else:
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                f"denoise must return a tensor; got {type(out).__name__}. For (uncond, cond) make "
+                "the plan with guidance=..."
+            )
+        uncond, cond = None, out
+    for name, value in (("uncond", uncond), ("cond", cond)):
+        if value is not None and value.shape != x.shape:
+            raise ValueError(
+                f"denoise must return {name} of the sample's shape {tuple(x.shape)}; "
+                f"got {tuple(value.shape)}"
+            )
+    return uncond, cond
+
+
+def _draw(x: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+    """Unit normal noise like x, float32; on the generator's device first, as diffusers does."""
+    from diffusers.utils.torch_utils import randn_tensor
+
+    drawn: Tensor = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return drawn

@@ -1,0 +1,122 @@
+"""DPM-Solver and DPM-Solver++, multistep, orders 1 to 3, deterministic or with noise.
+
+In lambda = log(alpha / sigma), with h = lambda_{i+1} - lambda_i, primes for grid point i + 1 and
+eta >= 0 the amount of noise put back (0: the ODE, 1: the reverse SDE), the exact step is
+
+  data     x' = (s'/s) e^{-eta h} x + (1 + eta) a' int_0^h e^{-(1 + eta)(h - u)} d(u) du
+                + s' sqrt(1 - e^{-2 eta h}) z                            "dpmsolver++", "sde-..."
+  noise    x' = (a'/a) x - (1 + eta) s' int_0^h e^{h - u} n(u) du
+                + s' sqrt(eta (e^{2h} - 1)) z                            "dpmsolver",   "sde-..."
+
+and a polynomial through the last predictions stands in for d or n.  The integrals of 1, u, u^2/2
+are phi functions.  Lu et al. 2022, arXiv:2206.00927 and arXiv:2211.01095; eta as in k-diffusion.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fastdiff.solvers.phi import phi
+from fastdiff.solvers.row import DATA, NOISE, Grid, Row, Weights
+
+
+def order_at(
+    i: int, n: int, k: int, order: int, lower_order_final: bool, euler_at_final: bool, zero: bool
+) -> int:
+    """The order that row i of n can and may have after k rows.
+
+    zero: the last noise level is 0.  The last row then is first order, and below 15 steps
+    `lower_order_final` lowers the last two (arXiv:2211.01095, appendix; 15 is diffusers' number).
+    """
+    few = lower_order_final and n < 15
+    if i == n - 1 and (euler_at_final or few or zero):
+        return 1
+    possible = min(order, k + 1, i + 1)
+    return min(possible, 2) if few and i == n - 2 else possible
+
+
+def dpmpp(
+    grid: Grid,
+    i: int,
+    k: int,
+    *,
+    order: int = 2,
+    solver_type: str = "midpoint",
+    predict: str = "data",
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+    lower_order_final: bool = True,
+    euler_at_final: bool = False,
+    final_first_order: bool = True,
+    d2_scale: float = 2.0,
+    sde3_offset: float = 0.0,
+) -> Row:
+    """One row.  keeps one vector, depth order - 1.
+
+    solver_type        of order 2: "heun" integrates the line through two predictions exactly,
+                       "midpoint" takes half of the constant's weight for the slope
+    predict            "data" (DPM-Solver++) or "noise" (DPM-Solver)
+    final_first_order  first order where the last noise level is 0 (its lambda is infinite)
+    d2_scale           2 makes order 3 third order; every shipped version has 1 (see quirks)
+    sde3_offset        added to the weight of the second difference with data and noise (see quirks)
+    """
+    n = grid.steps
+    a, s = float(grid.alpha[i]), float(grid.sigma[i])
+    a1, s1 = float(grid.alpha[i + 1]), float(grid.sigma[i + 1])
+    kept = DATA if predict == "data" else NOISE
+    past = order - 1
+    if s1 == 0:  # h is infinite: the sample is the prediction of x_0
+        last = Weights(d=a1, h=(0.0,) * past)
+        return Row(last, (kept,) if past else ())
+    h = grid.lam(i + 1) - grid.lam(i)
+    if h == 0:  # two equal noise levels: nothing to do
+        return Row(Weights(x=1.0, h=(0.0,) * past), (kept,) if past else ())
+
+    if predict == "data":
+        z = (1 + eta) * h
+        x = s1 / s * math.exp(-eta * h)
+        g = a1 * z * phi(1, -z)  # weight of d
+        slope = a1 * z * phi(2, -z)  # of h d'
+        second = a1 * (d2_scale * z * phi(3, -z) + (sde3_offset if eta > 0 else 0.0))
+        noise = s1 * s_noise * math.sqrt(-math.expm1(-2 * eta * h))
+    else:
+        x = a1 / a
+        g = -(1 + eta) * s1 * h * phi(1, h)
+        slope = -(1 + eta) * s1 * h * phi(2, h)
+        second = -(1 + eta) * s1 * d2_scale * h * phi(3, h)
+        noise = s1 * s_noise * math.sqrt(eta * math.expm1(2 * h))
+
+    zero = final_first_order and float(grid.sigma[n]) == 0
+    use = order_at(i, n, k, order, lower_order_final, euler_at_final, zero)
+    weights = _differences(grid, i, h, use, g, slope, second, solver_type)
+    now, older = weights[0], (*weights[1:], *(0.0,) * (past + 1 - len(weights)))
+    if predict == "data":
+        return Row(Weights(x=x, d=now, z=noise, h=older), (kept,) if past else ())
+    return Row(Weights(x=x, n=now, z=noise, h=older), (kept,) if past else ())
+
+
+def _differences(
+    grid: Grid,
+    i: int,
+    h: float,
+    use: int,
+    g: float,
+    slope: float,
+    second: float,
+    solver_type: str,
+) -> tuple[float, ...]:
+    """Weights of the predictions at i, i - 1, i - 2 from those of value, h d', h^2 d'' / 2."""
+    if use == 1:
+        return (g,)
+    r0 = (grid.lam(i) - grid.lam(i - 1)) / h
+    if r0 == 0:  # the step before had length 0: its prediction adds nothing
+        return (g,)
+    if use == 2:
+        w = (g / 2 if solver_type == "midpoint" else slope) / r0
+        return (g + w, -w)
+    r1 = (grid.lam(i - 1) - grid.lam(i - 2)) / h
+    if r1 == 0:
+        return (g + slope / r0, -slope / r0)
+    u = (slope * (1 + r0 / (r0 + r1)) + second / (r0 + r1)) / r0
+    v = -(slope * r0 + second) / (r0 + r1) / r1
+    return (g + u, -u + v, -v)

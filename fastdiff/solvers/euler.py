@@ -1,0 +1,55 @@
+"""Euler steps in the noise level sigma of x / alpha, plain, churned, or ancestral.
+
+With sh = sigma / alpha, the ODE of x / alpha is d(x / alpha) / d sh = n, hence
+
+    x' = a' (x / a + (sh' - sh) n)                               Euler
+    x  <- x + nu z first, at sh_hat = (1 + gamma) sh             churn
+    x' = a' (x / a + (down - sh) n + up z)                       ancestral, down^2 + up^2 = sh'^2
+
+Karras et al. 2022, arXiv:2206.00364, algorithms 1 and 2; ancestral as in k-diffusion.  For a' = a = 1
+(the form diffusers uses) the factors of a vanish.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fastdiff.solvers.row import Grid, Row, Weights
+
+
+def euler(
+    grid: Grid,
+    i: int,
+    k: int,
+    *,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Row:
+    """One row; no history.  s_churn > 0 adds noise before the step where s_tmin <= sh <= s_tmax."""
+    a, a1 = float(grid.alpha[i]), float(grid.alpha[i + 1])
+    sh, sh1 = grid.ratio(i), grid.ratio(i + 1)
+    gamma = min(s_churn / grid.steps, math.sqrt(2) - 1) if s_tmin <= sh <= s_tmax else 0.0
+    if gamma > 0:
+        hat = sh * (1 + gamma)
+        nu = a * s_noise * sh * math.sqrt(gamma * (2 + gamma))
+        # from x + nu z, along the line through the prediction of x_0
+        return Row(
+            Weights(x=a1 / a * sh1 / hat, d=a1 * (1 - sh1 / hat), z=a1 / a * nu * sh1 / hat),
+            churn=(nu, a * hat),
+        )
+    if sh1 == 0:
+        return Row(Weights(d=a1))
+    return Row(Weights(x=a1 / a, n=a1 * (sh1 - sh)))
+
+
+def euler_ancestral(grid: Grid, i: int, k: int, *, eta: float = 1.0, s_noise: float = 1.0) -> Row:
+    """One row; no history.  eta = 1: all of the noise that the step allows is fresh."""
+    a, a1 = float(grid.alpha[i]), float(grid.alpha[i + 1])
+    sh, sh1 = grid.ratio(i), grid.ratio(i + 1)
+    if sh1 == 0:
+        return Row(Weights(d=a1))
+    up = min(sh1, eta * sh1 * math.sqrt(max(1 - (sh1 / sh) ** 2, 0.0)))
+    down = math.sqrt((sh1 - up) * (sh1 + up))
+    return Row(Weights(x=a1 / a, n=a1 * (down - sh), z=a1 * s_noise * up))

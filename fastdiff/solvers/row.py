@@ -1,0 +1,88 @@
+"""The types every solver shares: a grid of noise levels, and one row of a table.
+
+A solver is one pure float64 function
+
+    row(grid, i, k, **options) -> Row
+
+that says how the sample moves from grid point i to i + 1, x_i = alpha_i x_0 + sigma_i n, when k rows
+were already done in this run (k = 0 is a cold start; a solver caps it).  It writes weights for
+
+    x   the sample at grid point i
+    d   the prediction of x_0 made there (clipped where the configuration clips)
+    n   the prediction of the noise made there (from the raw output)
+    z   fresh unit normal noise
+    h   vectors kept by earlier rows, by age: all ages of the first kept vector, then of the second
+
+and nothing else: no tensors, no state, no names of predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Noise levels from noisy to clean, x_i = alpha_i x_0 + sigma_i n; alpha, sigma (N + 1,).
+
+    alpha is 1 throughout for solvers that work on x / alpha ("variance exploding").
+    """
+
+    alpha: Floats
+    sigma: Floats
+
+    def __post_init__(self) -> None:
+        if self.alpha.shape != self.sigma.shape or self.alpha.ndim != 1 or len(self.alpha) < 2:
+            raise ValueError(
+                "alpha and sigma must be one-dimensional and of one length >= 2 (steps + 1 noise "
+                f"levels); got {self.alpha.shape} and {self.sigma.shape}"
+            )
+
+    @property
+    def steps(self) -> int:
+        return len(self.alpha) - 1
+
+    def ratio(self, i: int) -> float:
+        """sigma_i / alpha_i, the noise level in units of the data."""
+        a, s = float(self.alpha[i]), float(self.sigma[i])
+        return s / a if a > 0 else float("inf")
+
+    def lam(self, i: int) -> float:
+        """lambda_i = log(alpha_i / sigma_i); inf where the noise is gone."""
+        a, s = float(self.alpha[i]), float(self.sigma[i])
+        if s == 0:
+            return float("inf")
+        return float(np.log(a) - np.log(s)) if a > 0 else float("-inf")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One linear combination of x, d, n, z and the kept vectors h."""
+
+    x: float = 0.0
+    d: float = 0.0
+    n: float = 0.0
+    z: float = 0.0
+    h: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one call of the network moves the sample, and what is kept for later rows.
+
+    churn = (nu, sigma_hat): the sample was moved to noise level sigma_hat by adding nu * z to it
+    *after* the network saw it (Karras et al. 2022, algorithm 2, as deployed); x then means x + nu z.
+    """
+
+    next: Weights
+    keep: tuple[Weights, ...] = ()
+    churn: tuple[float, float] | None = None
+
+
+DATA = Weights(d=1.0)  # keep the prediction of x_0
+NOISE = Weights(n=1.0)  # keep the prediction of the noise
