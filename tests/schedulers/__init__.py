@@ -1,0 +1,1 @@
+"""Tests of fastdiff.schedulers and fastdiff.accelerate against the installed diffusers."""

@@ -1,0 +1,39 @@
+"""The five drop-in classes, the classes of diffusers that they replace, and what a report counted.
+
+`FASTDIFF_TEST_SCHEDULERS=diffusers` puts diffusers' own classes in the place of ours.  What is
+mathematics and contract must then still pass, which tests the tests; what counts fused steps fails.
+"""
+
+import importlib
+import os
+from typing import Any
+
+import diffusers
+
+NAMES = (
+    "DPMSolverMultistepScheduler",
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DDPMScheduler",
+)
+WITH_INDEX = NAMES[0:1] + NAMES[2:4]  # these keep a step index; DDIM and DDPM have no state
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+HOME = os.environ.get("FASTDIFF_TEST_SCHEDULERS", "fastdiff.schedulers")
+
+
+def ours(name: str) -> Any:
+    """The class under test."""
+    return getattr(importlib.import_module(HOME), name)
+
+
+def stock(name: str) -> Any:
+    """diffusers' class of that name."""
+    return getattr(diffusers, name)
+
+
+def both(name: str, **config: Any) -> tuple[Any, Any]:
+    """One instance of ours that follows diffusers in everything, and one of theirs."""
+    mine = ours(name)(**config)
+    mine.numerics = "faithful"
+    return mine, stock(name)(**config)

@@ -1,0 +1,144 @@
+"""Every option of the five classes with the values that tests draw from, and seeded draws of them.
+
+`TABLE[name]` must name each parameter of the installed class's constructor and each numeric
+argument of its `step` (test_agreement checks it), so a new option of diffusers cannot pass unseen.
+"""
+
+import random
+from typing import Any
+
+import numpy as np
+
+from .classes import stock
+from .runs import Case, prepare
+
+_BETAS = np.linspace(0.0009**0.5, 0.011**0.5, 1000) ** 2
+_SCHEDULE = {
+    "num_train_timesteps": [1000, 1000, 400],
+    "beta_start": [0.00085, 0.0001],
+    "beta_end": [0.012, 0.02],
+    "beta_schedule": ["linear", "scaled_linear", "scaled_linear", "squaredcos_cap_v2"],
+    "trained_betas": [None, None, None, None, _BETAS],
+    "timestep_spacing": ["linspace", "leading", "trailing"],
+    "steps_offset": [0, 1],
+    "rescale_betas_zero_snr": [False, False, False, True],
+}
+_LIMITS = {
+    "thresholding": [False, False, True],
+    "dynamic_thresholding_ratio": [0.995, 0.8],
+    "sample_max_value": [1.0, 1.6],
+}
+_CLIP = {"clip_sample": [True, False], "clip_sample_range": [1.0, 1.7]}
+
+TABLE: dict[str, dict[str, list[Any]]] = {
+    "DPMSolverMultistepScheduler": _SCHEDULE
+    | _LIMITS
+    | {
+        "solver_order": [1, 2, 3],
+        "prediction_type": ["epsilon", "sample", "v_prediction", "flow_prediction"],
+        "algorithm_type": ["dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver"],
+        "solver_type": ["midpoint", "heun"],
+        "lower_order_final": [True, False],
+        "euler_at_final": [False, True],
+        "use_karras_sigmas": [False, True],
+        "use_exponential_sigmas": [False, False, True],
+        "use_beta_sigmas": [False, False, True],
+        "use_lu_lambdas": [False, False, True],
+        "use_flow_sigmas": [False, False, True],
+        "flow_shift": [1.0, 3.0],
+        "final_sigmas_type": ["zero", "sigma_min"],
+        "lambda_min_clipped": [-float("inf"), -5.1],
+        "variance_type": [None, None, None, "learned", "learned_range"],
+        "use_dynamic_shifting": [False, True],
+        "time_shift_type": ["exponential"],
+    },
+    "DDIMScheduler": _SCHEDULE
+    | _LIMITS
+    | _CLIP
+    | {
+        "set_alpha_to_one": [True, False],
+        "prediction_type": ["epsilon", "sample", "v_prediction"],
+        "step.eta": [0.0, 0.0, 0.4, 1.0],
+        "step.use_clipped_model_output": [False, True],
+        "step.variance_noise": [False, False, True],
+    },
+    "EulerDiscreteScheduler": _SCHEDULE
+    | {
+        "prediction_type": ["epsilon", "sample", "v_prediction", "original_sample"],
+        "interpolation_type": ["linear", "log_linear"],
+        "use_karras_sigmas": [False, True],
+        "use_exponential_sigmas": [False, False, True],
+        "use_beta_sigmas": [False, False, True],
+        "sigma_min": [None, 0.05],
+        "sigma_max": [None, 11.0],
+        "timestep_type": ["discrete", "continuous"],
+        "final_sigmas_type": ["zero", "sigma_min"],
+        "step.s_churn": [0.0, 0.0, 5.0, 40.0],
+        "step.s_tmin": [0.0, 0.3],
+        "step.s_tmax": [float("inf"), 9.0],
+        "step.s_noise": [1.0, 1.007],
+    },
+    "EulerAncestralDiscreteScheduler": _SCHEDULE
+    | {"prediction_type": ["epsilon", "v_prediction"]},  # "sample" is not implemented there
+    "DDPMScheduler": _SCHEDULE
+    | _LIMITS
+    | _CLIP
+    | {
+        "beta_schedule": ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"],
+        "variance_type": 2
+        * ["fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range"]
+        + ["fixed_large_log"],  # the root of a logarithm, in diffusers never a number
+        "prediction_type": ["epsilon", "sample", "v_prediction"],
+    },
+}
+SPACINGS = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_lu_lambdas",
+    "use_flow_sigmas",
+)
+
+
+def accepted(name: str, c: dict[str, Any], steps: int) -> bool:
+    """Does diffusers 0.42 run this configuration at all?"""
+    if sum(bool(c.get(flag)) for flag in SPACINGS) > 1:
+        return False
+    if c["trained_betas"] is not None and c["num_train_timesteps"] != len(_BETAS):
+        return False
+    if c["rescale_betas_zero_snr"] and c["trained_betas"] is not None:
+        return False
+    if c["num_train_timesteps"] < 8 * steps:  # no level twice
+        return False
+    if name == "DPMSolverMultistepScheduler":
+        if not c["algorithm_type"].endswith("++"):
+            if c["final_sigmas_type"] == "zero" or c["prediction_type"] == "flow_prediction":
+                return False
+            if c["algorithm_type"] == "sde-dpmsolver" and c["solver_order"] == 3:
+                return False  # UnboundLocalError in diffusers
+        if c["use_flow_sigmas"] and c["rescale_betas_zero_snr"]:
+            return False  # one meaning for "the last level" is enough
+    if name == "EulerDiscreteScheduler" and not any(c[f] for f in SPACINGS[:3]):
+        return c["sigma_min"] is None and c["sigma_max"] is None  # they have no effect
+    return True
+
+
+def draw(name: str, steps: int, seed: int) -> Case:
+    """Case number `seed`: each option at random, until diffusers accepts them together."""
+    rng = random.Random(f"{name} {steps} {seed}")
+    while True:
+        picked = {key: rng.choice(values) for key, values in TABLE[name].items()}
+        if not accepted(name, picked, steps):
+            continue
+        call = {k.removeprefix("step."): v for k, v in picked.items() if k.startswith("step.")}
+        config = {k: v for k, v in picked.items() if not k.startswith("step.")}
+        grid = {"mu": rng.choice([0.4, 1.1])} if config.get("use_dynamic_shifting") else {}
+        told = rng.random() < 0.5
+        begin = rng.choice([0, 0, 0, steps // 3])
+        kind = "one" if call.get("variance_noise") else rng.choice(["one", "list", "global"])
+        s = prepare(stock(name), Case(name, config, steps, call, grid))
+        if hasattr(s, "sigmas") and len(s.sigmas) <= len(s.timesteps):
+            continue  # diffusers makes more timesteps than noise levels and runs over the end
+        # Without set_begin_index diffusers takes the second of two equal timesteps, a wrong level.
+        told = told or len(set(s.timesteps.tolist())) < len(s.timesteps)
+        return Case(name, config, steps, call, grid, (begin, told), kind, seed)

@@ -1,0 +1,142 @@
+"""Whole runs of the five classes against the installed diffusers, over random draws of all options.
+
+Let r be the run in float64 (double_precision.py), s diffusers' and o ours.  Tensor by tensor, for
+the samples and for the predictions of x_0 apart:
+
+    max |o - s| <= 1e-5 max |s|     or     rms(o - s) <= 2 * the worst rms(s - r) so far
+
+The second is what diffusers itself loses in float32 (steps from sigma = 4096 of a zero-SNR schedule
+lose four digits); an error of ours cannot hide there, as it would have to be as small as theirs.
+Where diffusers is not finite (two equal noise levels), max |o - r| <= 1e-5 max |r|, a step between
+equal levels being the identity.  Where r is not finite either, ours need only not raise.
+Generators must end in the same state: same numbers drawn, in the same order and dtype.
+"""
+
+import inspect
+from statistics import median
+
+import pytest
+
+from .classes import NAMES, stock
+from .options import TABLE, accepted, draw
+from .runs import Case, finite, gaps, mine, reference, theirs
+
+REL = 1e-5
+COUNT = {8: 150, 20: 80, 50: 30}  # draws per class; DPM-Solver has twice the options and the draws
+WEIGHT = {"DPMSolverMultistepScheduler": 2}
+
+
+def complaint(case: Case) -> str:
+    """Empty, or what is wrong with our run of this case."""
+    try:
+        o, state = mine(case)
+    except Exception as error:
+        return f"raised {error!r}"
+    (s, their_state), r = theirs(case), reference(case)
+    if any((p != q).any() for p, q in zip(state, their_state, strict=True)):
+        return "drew other random numbers than diffusers"
+    if not finite(r):
+        return ""
+    kinds = 1 if case.name == NAMES[0] else 2  # samples (and x_0)
+    for kind in range(kinds):
+        ours, them, exact = o[kind::kinds], s[kind::kinds], r[kind::kinds]
+        what = ("sample", "x_0")[kind]
+        if not finite(them):
+            worst = max(gaps(ours, exact))
+            if not worst <= REL:
+                return f"{what}: {worst:.1e} from float64 where diffusers is not finite"
+            continue
+        lost = 0.0
+        sets = zip(gaps(ours, them), gaps(ours, them, "rms"), gaps(them, exact, "rms"), strict=True)
+        for i, (largest, typical, theirs_lost) in enumerate(sets):
+            lost = max(lost, theirs_lost)
+            if not (largest <= REL or typical <= 2 * lost):
+                return (
+                    f"{what} of step {i}: {largest:.1e} from diffusers (rms {typical:.1e}), "
+                    f"which is {lost:.1e} from float64"
+                )
+    return ""
+
+
+@pytest.mark.parametrize("steps", COUNT)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_combination_of_options_agrees_with_diffusers(name, steps):
+    wrong = {}
+    for seed in range(COUNT[steps] * WEIGHT.get(name, 1)):
+        case = draw(name, steps, seed)
+        if said := complaint(case):
+            wrong[seed] = f"{said}\n    {changed(case)}"
+    assert not wrong, f"draw({name!r}, {steps}, seed) for {len(wrong)} seeds:\n" + "\n".join(
+        f"  {seed}: {text}" for seed, text in wrong.items()
+    )
+
+
+def changed(case: Case) -> dict:
+    """What of a case is not diffusers' default."""
+    default = {k: p.default for k, p in inspect.signature(stock(case.name)).parameters.items()}
+    config = {k: v for k, v in case.config.items() if k != "trained_betas" and v != default[k]}
+    if case.config["trained_betas"] is not None:
+        config["trained_betas"] = "..."
+    return config | case.call | case.grid | {"begin": case.begin, "rng": case.rng}
+
+
+# The tests below test the test.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_table_of_options_is_complete(name):
+    parameters = set(inspect.signature(stock(name)).parameters)
+    step = inspect.signature(stock(name).step).parameters
+    numbers = {f"step.{k}" for k, p in step.items() if isinstance(p.default, (float, int))}
+    numbers -= {"step.return_dict"}
+    listed = set(TABLE[name]) - {"step.variance_noise"}
+    assert listed == parameters | numbers, "an option of the installed diffusers is not drawn"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_of_every_option_is_drawn(name):
+    cases = [draw(name, 8, seed) for seed in range(COUNT[8] * WEIGHT.get(name, 1))]
+    for key, values in TABLE[name].items():
+        part, key = ("call", key[5:]) if key.startswith("step.") else ("config", key)
+        seen = [repr(getattr(case, part)[key]) for case in cases]
+        for value in values:
+            assert seen.count(repr(value)) >= 3, (key, value)
+    assert all(accepted(name, case.config, 8) for case in cases)
+    assert {case.rng for case in cases} == {"one", "list", "global"}
+    assert len({case.begin for case in cases}) == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_float64_recursion_is_that_of_diffusers(name):
+    """Typically within a few units of float32: it has no deviation of its own."""
+    distances, defined, kinds = [], 0, 1 if name == NAMES[0] else 2
+    for seed in range(30):
+        case = draw(name, 20, seed)
+        s, r = theirs(case)[0], reference(case)
+        defined += finite(r)
+        if finite(s) and finite(r):
+            distances.append(max(gaps(s[::kinds], r[::kinds])))
+    assert defined >= 22  # of 30: the rest divide by alpha = 0, or take the root of a logarithm
+    assert median(distances) < 3e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "deviation"),
+    [
+        ("DPMSolverMultistepScheduler", {"solver_order": 3}, {"second": 2.0}),
+        (
+            "DPMSolverMultistepScheduler",
+            {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"},
+            {"sde_sign": 1.0},
+        ),
+        (
+            "DDIMScheduler",
+            {"timestep_spacing": "trailing", "num_train_timesteps": 999},
+            {"stride": False},
+        ),
+    ],
+)
+def test_a_wrong_weight_of_second_order_would_be_seen(name, config, deviation):
+    """The smallest mistakes that formulas invite are hundreds of times the tolerance."""
+    case = Case(name, config, steps=20)
+    assert max(gaps(reference(case, **deviation), reference(case))) > 100 * REL
