@@ -1,2 +1,158 @@
+// The Python face of the CPU kernels. Tensors arrive as addresses: no torch header, one binary for
+// every torch. What the arguments mean, and who may call: fastdiff/ops/affine_step.py.
 #include <pybind11/pybind11.h>
-PYBIND11_MODULE(_C, m) { m.doc() = "skeleton"; }
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "affine_step.h"
+#include "isa.h"
+
+namespace py = pybind11;
+
+namespace fastdiff {
+namespace {
+
+#define FASTDIFF_NAME(isa) #isa,
+constexpr const char* kIsas[] = {FASTDIFF_FOR_EACH_ISA(FASTDIFF_NAME)};
+#define FASTDIFF_ADDRESS(isa) &isa::affine_step,
+constexpr decltype(&baseline::affine_step) kAffineStep[] = {
+    FASTDIFF_FOR_EACH_ISA(FASTDIFF_ADDRESS)};
+
+int current_isa = 0;  // index into kIsas
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const char* isa : kIsas) {
+    if (cpu_has(isa)) names.emplace_back(isa);
+  }
+  return names;
+}
+
+void set_isa(const std::string& wanted) {
+  std::string known;
+  for (int i = 0; i < static_cast<int>(std::size(kIsas)); ++i) {
+    if (!cpu_has(kIsas[i])) continue;
+    if (wanted == kIsas[i]) {
+      current_isa = i;
+      return;
+    }
+    known += (known.empty() ? "" : ", ") + std::string(kIsas[i]);
+  }
+  throw py::value_error("isa must be one of those this build and this CPU have (" + known +
+                        "), got " + wanted);
+}
+
+// Refuse what would read or write where there is nothing; returns whether the row is sound.
+bool check_row(const AffineStep& a, const float* row) {
+  const int width = 4 + a.depth;
+  bool reads_noise = row[3] != 0;
+  for (int j = 0; j <= a.keeps; ++j) reads_noise |= row[7 + j * width + 3] != 0;
+  if (reads_noise && a.noise.data == nullptr) {
+    PyErr_SetString(PyExc_ValueError,
+                    "noise is None, but the row weighs it: pass noise of the shape of x");
+    return false;
+  }
+  const float* slots = row + 7 + (1 + a.keeps) * width + 1;
+  for (int p = 0; a.ring && p < a.keeps; ++p) {
+    const bool whole = slots[p] >= -1 && slots[p] < static_cast<float>(a.depth) &&
+                       slots[p] == static_cast<float>(static_cast<int>(slots[p]));
+    if (whole) continue;
+    PyErr_Format(PyExc_ValueError,
+                 "slot_%d of the row must be -1 or the index of a history tensor (there are %d)",
+                 p + 1, a.depth);
+    return false;
+  }
+  return true;
+}
+
+enum Argument {
+  kRows,
+  kRowCount,
+  kStep,
+  kSamples,
+  kNumel,
+  kKeeps,
+  kRing,
+  kThreads,
+  kDtypes,
+  kAddresses
+};
+
+const char kDoc[] =
+    "affine_step(rows, row_count, step, samples, numel, keeps, ring, threads, dtypes, "
+    "addresses)\n\n"
+    "Positional only; see fastdiff/ops/affine_step.py. CPython's own calling convention, because\n"
+    "pybind11's costs 0.2 us more and this call is made once a step.";
+
+PyObject* affine_step(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  constexpr int kFixed = 7;  // addresses before those of history and kept
+  if (count != kAddresses + 1 || !PyTuple_CheckExact(arguments[kAddresses])) {
+    PyErr_SetString(PyExc_TypeError, kDoc);
+    return nullptr;
+  }
+  int64_t number[kAddresses];
+  for (int i = 0; i < kAddresses; ++i) number[i] = PyLong_AsLongLong(arguments[i]);
+  const int addresses = static_cast<int>(PyTuple_GET_SIZE(arguments[kAddresses]));
+  AffineStep a;
+  a.keeps = static_cast<int>(number[kKeeps]);
+  a.ring = number[kRing] != 0;
+  a.depth = addresses - kFixed - a.keeps;
+  const int64_t samples = number[kSamples], numel = number[kNumel];
+  const int row_size = columns(a.keeps, a.depth);
+  if (a.keeps < 0 || a.depth < 0 || addresses > 32 || row_size > kMaxColumns || samples < 1) {
+    PyErr_Format(PyExc_ValueError,
+                 "%d kept vectors, %d history tensors and %lld samples: a row has at most %d "
+                 "columns, and there is at least one sample",
+                 a.keeps, a.depth, static_cast<long long>(samples), kMaxColumns);
+    return nullptr;
+  }
+  Operand* fixed[kFixed] = {&a.x, &a.uncond, &a.cond, &a.noise, &a.x_next, &a.x0, &a.model_input};
+  const uint64_t dtypes = static_cast<uint64_t>(number[kDtypes]);
+  for (int i = 0; i < addresses; ++i) {
+    Operand* operand = i < kFixed             ? fixed[i]
+                       : i < kFixed + a.depth ? &a.history[i - kFixed]
+                                              : &a.kept[i - kFixed - a.depth];
+    operand->data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(arguments[kAddresses], i));
+    operand->dtype = static_cast<Dtype>(dtypes >> (2 * i) & 3);
+  }
+  if (PyErr_Occurred()) return nullptr;
+  const int32_t* step = reinterpret_cast<const int32_t*>(number[kStep]);
+  const int64_t index = step == nullptr ? 0 : *step;
+  if (index < 0 || index >= number[kRowCount]) {
+    PyErr_Format(PyExc_IndexError, "step is %lld, but rows has %lld rows",
+                 static_cast<long long>(index), static_cast<long long>(number[kRowCount]));
+    return nullptr;
+  }
+  a.rows = reinterpret_cast<const float*>(number[kRows]) + index * samples * row_size;
+  a.row_stride = samples > 1 ? row_size : 0;
+  a.samples = samples;
+  a.numel = numel / samples;
+  if (numel == 0) Py_RETURN_NONE;
+  for (int64_t b = 0; b < samples; ++b) {
+    if (!check_row(a, a.rows + b * a.row_stride)) return nullptr;
+  }
+  PyThreadState* thread = PyEval_SaveThread();
+  kAffineStep[current_isa](a, static_cast<int>(number[kThreads]));
+  PyEval_RestoreThread(thread);
+  Py_RETURN_NONE;
+}
+
+PyMethodDef kMethod = {"affine_step",
+                       reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&affine_step)),
+                       METH_FASTCALL, kDoc};
+
+}  // namespace
+}  // namespace fastdiff
+
+PYBIND11_MODULE(_C, m) {
+  for (int i = 0; i < static_cast<int>(std::size(fastdiff::kIsas)); ++i) {
+    if (fastdiff::cpu_has(fastdiff::kIsas[i])) fastdiff::current_isa = i;
+  }
+  m.doc() = "CPU kernels of fastdiff; tensors are passed as addresses.";
+  m.add_object("affine_step", PyCFunction_New(&fastdiff::kMethod, nullptr));
+  m.def("isa", [] { return std::string(fastdiff::kIsas[fastdiff::current_isa]); });
+  m.def("isas", &fastdiff::isas);
+  m.def("set_isa", &fastdiff::set_isa);
+}
