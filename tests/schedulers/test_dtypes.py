@@ -1,0 +1,100 @@
+"""dtypes of everything a step returns or keeps: as the installed diffusers has them, row by row.
+
+The table (class x kind of step x dtype of the model output x dtype of the sample -> dtype of the
+next sample, of the prediction of x_0, of the history) is made from diffusers when the test runs:
+casts there depend on type promotion, and differ from class to class.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+from .classes import NAMES, SD, both
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+KINDS = {
+    "DPMSolverMultistepScheduler": {
+        "epsilon": {},
+        "sample": {"prediction_type": "sample"},
+        "v": {"prediction_type": "v_prediction"},
+        "noise": {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+        "sde": {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+        "threshold": {"thresholding": True},
+    },
+    "DDIMScheduler": {
+        "epsilon": {"clip_sample": False},
+        "clip": {},
+        "sample": {"prediction_type": "sample"},
+        "v": {"prediction_type": "v_prediction"},
+        "threshold": {"thresholding": True},
+        "noise": {"call": {"eta": 1.0}},
+        "clipped": {"call": {"use_clipped_model_output": True}},
+    },
+    "EulerDiscreteScheduler": {
+        "epsilon": {},
+        "sample": {"prediction_type": "sample"},
+        "v": {"prediction_type": "v_prediction"},
+        "churn": {"call": {"s_churn": 30.0}},
+    },
+    "EulerAncestralDiscreteScheduler": {
+        "epsilon": {},
+        "v": {"prediction_type": "v_prediction"},
+    },
+    "DDPMScheduler": {
+        "epsilon": {"clip_sample": False},
+        "clip": {"variance_type": "fixed_large"},
+        "v": {"prediction_type": "v_prediction"},
+        "sample": {"prediction_type": "sample"},
+        "threshold": {"thresholding": True},
+        "learned": {"variance_type": "learned_range"},
+    },
+}
+
+
+def two_steps(scheduler, output, sample, call):
+    """The row of the table, and the last sample; an exception's class where there is none."""
+    scheduler.set_timesteps(10)
+    g = torch.Generator().manual_seed(0)
+    width = 6 if scheduler.config.get("variance_type") == "learned_range" else 3
+    x = torch.randn(1, 3, 4, 4, generator=g).to(sample)
+    generator, row = torch.Generator().manual_seed(1), []
+    try:
+        for t in scheduler.timesteps[:2]:
+            scaled = scheduler.scale_model_input(x, t)
+            e = torch.randn(1, width, 4, 4, generator=g).to(output)
+            if "generator" in scheduler.step.__code__.co_varnames:
+                call = call | {"generator": generator}
+            out = scheduler.step(e, t, x, **call)
+            prev, x0 = out.prev_sample, getattr(out, "pred_original_sample", None)
+            kept = [m.dtype for m in getattr(scheduler, "model_outputs", []) if m is not None]
+            row.append((scaled.dtype, prev.dtype, None if x0 is None else x0.dtype, tuple(kept)))
+            x = prev.to(sample)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        return type(error), None
+    return row, prev
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name in NAMES for kind in KINDS[name]], ids=str
+)
+def test_dtypes_are_those_of_diffusers(name, kind):
+    config = SD | KINDS[name][kind]
+    call = config.pop("call", {})
+    wrong, seen = {}, set()
+    for output, sample in itertools.product(DTYPES, repeat=2):
+        mine, theirs = both(name, **config)
+        expected, reference = two_steps(theirs, output, sample, call)
+        row, prev = two_steps(mine, output, sample, call)
+        seen.add(str(expected))
+        if reference is None:
+            continue  # diffusers cannot
+        if row != expected:
+            wrong[output, sample] = f"{row}, diffusers has {expected}"
+        else:  # and no cast on the way lost more than one in the coarsest dtype would
+            eps = max(torch.finfo(d).eps for d in (output, sample, prev.dtype))
+            gap = (prev.double() - reference.double()).abs().max() / reference.abs().max()
+            if not gap <= 8 * eps:
+                wrong[output, sample] = f"differs by {gap:.1e}"
+    assert not wrong, "\n".join(f"output {o}, sample {x}: {w}" for (o, x), w in wrong.items())
+    assert len(seen) >= 3  # the table says something
