@@ -87,6 +87,7 @@ _ROWS = (
         ddpm,
         1,
         noise=True,
+        preset={"final_noise": False},
         options={"variance": "small"},
         scheduler=("DDPMScheduler", {}),
         aliases=("DDPM",),

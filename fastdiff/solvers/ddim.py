@@ -1,9 +1,9 @@
-"""DDIM: jump to the prediction of x_0 and back to the next noise level, with eta of the noise fresh.
+"""DDIM: jump to the prediction of x_0 and back to the next noise level, eta of the noise fresh.
 
     x' = a' d + sqrt(s'^2 - v) n + sqrt(v) z,     v = eta^2 s'^2 (1 - e^{-2h})
 
-h = lambda' - lambda; for a^2 + s^2 = 1 this v is sigma^2(eta) of Song et al. 2020, arXiv:2010.02502,
-eq. 12 and 16.  eta = 0: the ODE to first order, the same step as DPM-Solver++ 1 and Euler.
+h = lambda' - lambda; for a^2 + s^2 = 1 this v is sigma^2(eta) of Song et al. 2020,
+arXiv:2010.02502, eq. 12 and 16.  eta = 0: the ODE to first order, the same step as DPM-Solver++ 1 and Euler.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def ddim(
     a1, s1 = float(grid.alpha[i + 1]), float(grid.sigma[i + 1])
     if s1 == 0:
         return Row(Weights(d=a1))
-    h = grid.lam(i + 1) - grid.lam(i)
+    h = grid.span(i, i + 1)
     if h == 0 and eta == 0 and not use_clipped_model_output:
         return Row(Weights(x=1.0))
     share = -math.expm1(-2 * h)  # < 0 where a caller walks towards the noise (inversion)

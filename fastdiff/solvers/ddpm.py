@@ -3,7 +3,8 @@
     x' = (s'/s) e^{-h} x + a' (1 - e^{-2h}) d + std z,     h = lambda' - lambda
 
 Ho et al. 2020, arXiv:2006.11239, eq. 7, written for any two levels: e^{-h} = a s' / (a' s).
-std^2 is s'^2 (1 - e^{-2h}) ("small", the posterior's own) or 1 - (a/a')^2 ("large", beta_t).
+std^2 is s'^2 (1 - e^{-2h}) ("small", the posterior's own) or s^2 (1 - e^{-2h}) ("large", the noise
+that the chain added; beta_t = 1 - (a/a')^2 for a^2 + s^2 = 1).
 """
 
 from __future__ import annotations
@@ -13,18 +14,16 @@ import math
 from fastdiff.solvers.row import Grid, Row, Weights
 
 
-def ddpm(grid: Grid, i: int, k: int, *, variance: str = "small") -> Row:
-    """One row; no history.  variance: "small" or "large"."""
-    a, s = float(grid.alpha[i]), float(grid.sigma[i])
+def ddpm(grid: Grid, i: int, k: int, *, variance: str = "small", final_noise: bool = True) -> Row:
+    """One row; no history.  variance: "small" or "large".
+
+    final_noise  False: none on the step to level 0, where "large" has some (algorithm 2 of the paper)
+    """
+    s = float(grid.sigma[i])
     a1, s1 = float(grid.alpha[i + 1]), float(grid.sigma[i + 1])
-    if variance == "large":
-        std = math.sqrt(max(1 - (a / a1) ** 2, 0.0))
-    else:
-        std = 0.0
     if s1 == 0:
-        return Row(Weights(d=a1, z=std))
-    h = grid.lam(i + 1) - grid.lam(i)
+        return Row(Weights(d=a1, z=s if variance == "large" and final_noise else 0.0))
+    h = grid.span(i, i + 1)
     share = -math.expm1(-2 * h)
-    if variance != "large":
-        std = s1 * math.sqrt(max(share, 0.0))
+    std = (s if variance == "large" else s1) * math.sqrt(max(share, 0.0))
     return Row(Weights(x=s1 / s * math.exp(-h), d=a1 * share, z=std))

@@ -68,14 +68,23 @@ def dpmpp(
     if s1 == 0:  # h is infinite: the sample is the prediction of x_0
         last = Weights(d=a1, h=(0.0,) * past)
         return Row(last, (kept,) if past else ())
-    h = grid.lam(i + 1) - grid.lam(i)
+    if a == 0:  # h is infinite at the other end: no signal yet, so a first step of first order
+        if predict == "noise":
+            raise ValueError(
+                "a solver that predicts the noise cannot start from a level without signal "
+                "(alpha = 0); use DPM-Solver++ or start below it"
+            )
+        fresh = s1 * s_noise if eta > 0 else 0.0
+        start = Weights(x=0.0 if eta > 0 else s1 / s, d=a1, z=fresh, h=(0.0,) * past)
+        return Row(start, (kept,) if past else ())
+    h = grid.span(i, i + 1)
     if h == 0:  # two equal noise levels: nothing to do
         return Row(Weights(x=1.0, h=(0.0,) * past), (kept,) if past else ())
 
     if predict == "data":
         z = (1 + eta) * h
         x = s1 / s * math.exp(-eta * h)
-        g = a1 * z * phi(1, -z)  # weight of d
+        g = -a1 * math.expm1(-z)  # weight of d
         slope = a1 * z * phi(2, -z)  # of h d'
         second = a1 * (d2_scale * z * phi(3, -z) + (sde3_offset if eta > 0 else 0.0))
         noise = s1 * s_noise * math.sqrt(-math.expm1(-2 * eta * h))
@@ -108,13 +117,13 @@ def _differences(
     """Weights of the predictions at i, i - 1, i - 2 from those of value, h d', h^2 d'' / 2."""
     if use == 1:
         return (g,)
-    r0 = (grid.lam(i) - grid.lam(i - 1)) / h
+    r0 = grid.span(i - 1, i) / h
     if r0 == 0:  # the step before had length 0: its prediction adds nothing
         return (g,)
     if use == 2:
         w = (g / 2 if solver_type == "midpoint" else slope) / r0
         return (g + w, -w)
-    r1 = (grid.lam(i - 1) - grid.lam(i - 2)) / h
+    r1 = grid.span(i - 2, i - 1) / h
     if r1 == 0:
         return (g + slope / r0, -slope / r0)
     u = (slope * (1 + r0 / (r0 + r1)) + second / (r0 + r1)) / r0

@@ -6,8 +6,8 @@ With sh = sigma / alpha, the ODE of x / alpha is d(x / alpha) / d sh = n, hence
     x  <- x + nu z first, at sh_hat = (1 + gamma) sh             churn
     x' = a' (x / a + (down - sh) n + up z)                       ancestral, down^2 + up^2 = sh'^2
 
-Karras et al. 2022, arXiv:2206.00364, algorithms 1 and 2; ancestral as in k-diffusion.  For a' = a = 1
-(the form diffusers uses) the factors of a vanish.
+Karras et al. 2022, arXiv:2206.00364, algorithms 1 and 2; ancestral as in k-diffusion.  For
+a' = a = 1 (the form diffusers uses) the factors of a vanish.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def euler(
     """One row; no history.  s_churn > 0 adds noise before the step where s_tmin <= sh <= s_tmax."""
     a, a1 = float(grid.alpha[i]), float(grid.alpha[i + 1])
     sh, sh1 = grid.ratio(i), grid.ratio(i + 1)
-    gamma = min(s_churn / grid.steps, math.sqrt(2) - 1) if s_tmin <= sh <= s_tmax else 0.0
+    churned = s_tmin <= sh <= s_tmax and a > 0
+    gamma = min(s_churn / grid.steps, math.sqrt(2) - 1) if churned else 0.0
     if gamma > 0:
         hat = sh * (1 + gamma)
         nu = a * s_noise * sh * math.sqrt(gamma * (2 + gamma))
@@ -41,6 +42,8 @@ def euler(
         )
     if sh1 == 0:
         return Row(Weights(d=a1))
+    if a == 0:  # pure noise: x / a is infinite, x' = a' d + s' n is the same line
+        return Row(Weights(d=a1, n=a1 * sh1))
     return Row(Weights(x=a1 / a, n=a1 * (sh1 - sh)))
 
 
@@ -50,6 +53,9 @@ def euler_ancestral(grid: Grid, i: int, k: int, *, eta: float = 1.0, s_noise: fl
     sh, sh1 = grid.ratio(i), grid.ratio(i + 1)
     if sh1 == 0:
         return Row(Weights(d=a1))
-    up = min(sh1, eta * sh1 * math.sqrt(max(1 - (sh1 / sh) ** 2, 0.0)))
+    fresh = math.sqrt(max((sh - sh1) * (sh + sh1), 0.0)) / sh if a > 0 else 1.0
+    up = min(sh1, eta * sh1 * fresh)
     down = math.sqrt((sh1 - up) * (sh1 + up))
+    if a == 0:
+        return Row(Weights(d=a1, n=a1 * down, z=a1 * s_noise * up))
     return Row(Weights(x=a1 / a, n=a1 * (down - sh), z=a1 * s_noise * up))
