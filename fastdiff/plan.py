@@ -1,8 +1,8 @@
 """A plan: everything a run needs to know before it starts, as numbers.
 
-`plan(...)` joins a solver, a model family, a spacing, a prediction and guidance into a table of rows
-(see table.py).  A Plan is immutable NumPy float64; its JSON (`schema: 1`) is the command line's record,
-the format of tables made elsewhere, and an engine's sampler.
+`plan(...)` joins a solver, a model family, a spacing, a prediction and guidance into a table of
+rows (see table.py).  A Plan is immutable NumPy float64; its JSON (`schema: 1`) is the command
+line's record, the format of tables made elsewhere, and an engine's sampler.
 """
 
 from __future__ import annotations
@@ -191,15 +191,14 @@ def plan(
 ) -> Plan:
     """Compute the table of a run.
 
-    solver       a name of the registry ("dpmpp_2m", "DPM++ 2M SDE", ..); `fastdiff samplers` lists them
-    steps        calls of the network for a whole run, N
-    noise        model family: a beta schedule's name, "flow", or a NoiseSchedule
-    spacing      a name, sigmas (float, N or N + 1 of them, descending), or timesteps (int, N)
-    prediction   what the network returns: epsilon, sample, v_prediction, flow_prediction
-    guidance     None, or the scale of u + g (c - u): a number, (N,) per step, (1 or N, B) per sample
-    begin        first row to run (image to image); the sample then starts at that noise level
-    numerics     "exact", or "faithful" to diffusers' deviations (schedulers/quirks.py)
-    final_sigma  "zero", or "sigma_min": stop at the cleanest trained level
+    solver       a name of the registry ("dpmpp_2m", "DPM++ 2M SDE", ..); `fastdiff samplers` lists
+    them steps        calls of the network for a whole run, N noise        model family: a beta
+    schedule's name, "flow", or a NoiseSchedule spacing      a name, sigmas (float, N or N + 1 of
+    them, descending), or timesteps (int, N) prediction   what the network returns: epsilon, sample,
+    v_prediction, flow_prediction guidance     None, or the scale of u + g (c - u): a number, (N,)
+    per step, (1 or N, B) per sample begin        first row to run (image to image); the sample then
+    starts at that noise level numerics     "exact", or "faithful" to diffusers' deviations
+    (schedulers/quirks.py) final_sigma  "zero", or "sigma_min": stop at the cleanest trained level
     options      of the solver: eta, s_noise, solver_type, lower_order_final, s_churn, ..
 
     Raises ValueError that names the argument, what it got and what would do.

@@ -11,10 +11,10 @@ would lose digits at small sigma, and would see the clipping.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fastdiff.predictions import Conversion, convert
 from fastdiff.solvers.row import Grid, Row, Weights
@@ -50,8 +50,8 @@ def conversion(
 ) -> Conversion:
     """x_0 and n from x and the raw output at grid point i.
 
-    After churn the sample sits at sigma_hat, but the network was called before: an epsilon is carried
-    to sigma_hat, a v is converted with the level it was made for (both as diffusers does).
+    After churn the sample sits at sigma_hat, but the network was called before: an epsilon is
+    carried to sigma_hat, a v is converted with the level it was made for (both as diffusers does).
     """
     alpha, sigma = float(grid.alpha[i]), float(grid.sigma[i])
     if churn is not None and prediction == "epsilon":
@@ -98,11 +98,28 @@ def _columns(w: Weights, k: Conversion, draws: bool) -> tuple[float, float, floa
     return (w.x + w.n * k.qx, w.d, w.n * k.qe, w.z if draws else 0.0)
 
 
+def trimmed(weights: Weights) -> Weights:
+    """Without the oldest kept vectors that this row does not read."""
+    h = weights.h
+    while h and h[-1] == 0:
+        h = h[:-1]
+    return replace(weights, h=h)
+
+
+def noise_from_data(row: Row, alpha: float, sigma: float) -> Row:
+    """The row with n taken from the (clipped) prediction of x_0: n = (x - alpha d) / sigma."""
+
+    def rewrite(w: Weights) -> Weights:
+        return replace(w, x=w.x + w.n / sigma, d=w.d - w.n * alpha / sigma, n=0.0)
+
+    return replace(row, next=rewrite(row.next), keep=tuple(rewrite(w) for w in row.keep))
+
+
 def to_slots(rows: Floats, depths: tuple[int, ...]) -> Floats:
     """Move the history columns of consecutive rows (N, K) from ages to ring slots, once.
 
-    Vector p lives in a ring of depths[p] slots; row j writes slot j mod depth and finds age a in slot
-    (j - a) mod depth.  Reading everything before writing, depth slots are enough.
+    Vector p lives in a ring of depths[p] slots; row j writes slot j mod depth and finds age a in
+    slot (j - a) mod depth.  Reading everything before writing, depth slots are enough.
     """
     out = rows.copy()
     keeps, history = len(depths), sum(depths)
@@ -122,11 +139,15 @@ def to_slots(rows: Floats, depths: tuple[int, ...]) -> Floats:
     return out
 
 
-def check(rows: Floats, grid: Grid, begin: int, depths: tuple[int, ...]) -> None:
+def check(
+    rows: Floats, grid: Grid, begin: int, depths: tuple[int, ...], outputs: ArrayLike | None = None
+) -> None:
     """Every row must carry signal and noise: x = a x_0 + s n in, x' = a' x_0 + s' n out.
 
-    The table itself is run on the two coordinates (x_0, n) of a perfect network, rings included, so a
-    wrong sign, factor or slot raises here.  Rows that draw noise must only carry the signal.
+    The table itself is run on the two coordinates (x_0, n) of a perfect network, rings included, so
+    a wrong sign, factor or slot raises here.  Rows that draw noise must only carry the signal.
+    outputs (N, 2) is what that network returns; without it, whatever makes m = x_0 (a table of
+    which the prediction is not known).
     """
     keeps, history = len(depths), sum(depths)
     wide = COLUMNS + history
@@ -137,28 +158,73 @@ def check(rows: Floats, grid: Grid, begin: int, depths: tuple[int, ...]) -> None
         x = np.array([grid.alpha[i], grid.sigma[i]])
         c = line[HEAD : HEAD + (1 + keeps) * wide].reshape(1 + keeps, wide)
         estimate = np.array([1.0, 0.0])  # m; a clip does not bind on it
-        kx, ke = line[KX], line[KE]
-        raw = (estimate - kx * x) / ke  # the output that makes m = x_0
+        kx, ke, kz = line[KX], line[KE], line[KZ]
+        if outputs is None:
+            raw = (estimate - kx * x) / ke
+        else:
+            raw = np.asarray(outputs, dtype=np.float64)[j]
+            made = kx * x + ke * raw
+            if not _close(made, estimate, line[[KX, KE]], signal_only=kz != 0):
+                raise ValueError(
+                    f"row {j} of the table does not estimate x_0: a perfect output makes "
+                    f"{made[0]:.12g} x_0 + {made[1]:.12g} n of it. This is a defect of the prediction"
+                )
         values = [x, estimate, raw, np.zeros(2), *ring]
-        made = [_combine(weights, values) for weights in c]
+        moved = [_combine(weights, values) for weights in c]
         want = np.array([grid.alpha[i + 1], grid.sigma[i + 1]])
-        error = np.abs(made[0] - want)
-        if c[0, Z] != 0:
-            error = error[:1]
-        # a row of a thousand-step table is a sum of numbers up to 1 / h
-        limit = 1e-9 * max(1.0, np.abs(c[0]).max())
-        if not (error <= limit).all():
+        if not _close(moved[0], want, c[0], signal_only=c[0, Z] != 0):
             raise ValueError(
                 f"row {j} of the table does not carry signal and noise to grid point {i + 1}: it "
-                f"makes {made[0][0]:.12g} x_0 + {made[0][1]:.12g} n of "
+                f"makes {moved[0][0]:.12g} x_0 + {moved[0][1]:.12g} n of "
                 f"{want[0]:.12g} x_0 + {want[1]:.12g} n. This is a defect of the solver"
             )
         for p in range(keeps):
             slot = int(line[len(line) - keeps + p])
             if slot >= 0:
-                ring[slot] = made[1 + p]
+                ring[slot] = moved[1 + p]
+
+
+def _close(got: Floats, want: Floats, weights: Floats, *, signal_only: bool) -> bool:
+    """Equal (x_0, n); a row of a thousand-step table is a sum of numbers up to 1 / h."""
+    error = np.abs(got - want)[: 1 if signal_only else 2]
+    return bool((error <= 1e-9 * max(1.0, float(np.abs(weights).max()))).all())
 
 
 def _combine(weights: Floats, values: list[Floats]) -> Floats:
     """The sum over the operands whose weight is not exactly 0: the others are not read."""
     return np.sum([w * v for w, v in zip(weights, values, strict=True) if w != 0], axis=0) + 0.0
+
+
+def check_rings(rows: Floats, depths: tuple[int, ...], ages: Floats | None = None) -> None:
+    """Rows (N, K) must write to slots that exist and read only slots that were written before.
+
+    With `ages`, the rows before to_slots, every slot must also hold the vector of the age that the
+    solver gave the weight to.
+    """
+    keeps, history = len(depths), sum(depths)
+    wide = COLUMNS + history
+    first = [sum(depths[:p]) for p in range(keeps)]
+    written: dict[int, tuple[int, int]] = {}  # slot -> (kept vector, row that wrote it)
+    for j, line in enumerate(rows):
+        size = (1 + keeps) * wide
+        c = line[HEAD : HEAD + size].reshape(1 + keeps, wide)[:, COLUMNS:]
+        for slot in np.flatnonzero((c != 0).any(axis=0)):
+            if int(slot) not in written:
+                raise ValueError(
+                    f"row {j} of the table reads slot {slot}, which no row before it has written"
+                )
+        if ages is not None:
+            old = ages[j, HEAD : HEAD + size].reshape(1 + keeps, wide)[:, COLUMNS:]
+            want = np.zeros_like(c)
+            for slot, (p, i) in written.items():
+                if j - i <= depths[p]:
+                    want[:, slot] = old[:, first[p] + j - i - 1]
+            if not np.array_equal(c, want):
+                raise ValueError(f"row {j} of the table does not read the vectors that were meant")
+        for p, value in enumerate(line[len(line) - keeps :]):
+            if value != int(value) or not -1 <= value < history:
+                raise ValueError(
+                    f"row {j} of the table writes to slot {value:g}; slots are -1 .. {history - 1}"
+                )
+            if value >= 0:
+                written[int(value)] = (p, j)

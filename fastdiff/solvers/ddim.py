@@ -3,7 +3,8 @@
     x' = a' d + sqrt(s'^2 - v) n + sqrt(v) z,     v = eta^2 s'^2 (1 - e^{-2h})
 
 h = lambda' - lambda; for a^2 + s^2 = 1 this v is sigma^2(eta) of Song et al. 2020,
-arXiv:2010.02502, eq. 12 and 16.  eta = 0: the ODE to first order, the same step as DPM-Solver++ 1 and Euler.
+arXiv:2010.02502, eq. 12 and 16.  eta = 0: the ODE to first order, the same step as DPM-Solver++ 1
+and Euler.
 """
 
 from __future__ import annotations

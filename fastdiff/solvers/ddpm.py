@@ -17,7 +17,8 @@ from fastdiff.solvers.row import Grid, Row, Weights
 def ddpm(grid: Grid, i: int, k: int, *, variance: str = "small", final_noise: bool = True) -> Row:
     """One row; no history.  variance: "small" or "large".
 
-    final_noise  False: none on the step to level 0, where "large" has some (algorithm 2 of the paper)
+    final_noise  False: none on the step to level 0, where "large" has some (the paper's algorithm
+    2)
     """
     s = float(grid.sigma[i])
     a1, s1 = float(grid.alpha[i + 1]), float(grid.sigma[i + 1])

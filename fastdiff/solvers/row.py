@@ -64,7 +64,7 @@ class Grid:
         """lambda_j - lambda_i to a few ulps however close the levels are.
 
         lam(j) - lam(i) has the rounding error of two logarithms: at a difference of 1e-6 nine
-        digits are left.  exp(h) - 1 = (a_j s_i - a_i s_j) / (a_i s_j), the numerator without rounding.
+        digits are left.  exp(h) - 1 = (a_j s_i - a_i s_j) / (a_i s_j), numerator without rounding.
         """
         (a, s), (b, t) = self._level(i), self._level(j)
         if a == b and s == t:

@@ -1,0 +1,92 @@
+"""Drop-in schedulers: diffusers' names, configs, contract and random numbers, one fused step.
+
+    from fastdiff.schedulers import DPMSolverMultistepScheduler     # instead of diffusers
+    import
+
+Each is a subclass of the class it replaces.  They say `__module__ = "fastdiff"`, so that a saved
+pipeline names the package, not a file in it, and loads after `import fastdiff` alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import SchedulerMixin
+
+from fastdiff.registry import SOLVERS, find
+from fastdiff.schedulers.ddim import DDIMScheduler
+from fastdiff.schedulers.ddpm import DDPMScheduler
+from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
+from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+
+CLASSES: tuple[type[SchedulerMixin], ...] = (
+    DPMSolverMultistepScheduler,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    EulerAncestralDiscreteScheduler,
+    DDPMScheduler,
+)
+for _class in CLASSES:
+    _class.__module__ = "fastdiff"
+
+# what a spacing's name means in a config; a class without that flag does not know the spacing
+_SPACING_CONFIG: dict[str, dict[str, Any]] = {
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True},
+    "beta": {"use_beta_sigmas": True},
+    "lu": {"use_lu_lambdas": True},
+    "linspace": {"timestep_spacing": "linspace"},
+    "leading": {"timestep_spacing": "leading"},
+    "trailing": {"timestep_spacing": "trailing"},
+}
+
+
+def sampler(name: str, *, spacing: str | None = None, **config: Any) -> SchedulerMixin:
+    """The configured drop-in scheduler for a sampler's name ("dpmpp_2m_sde", "Euler a", ..).
+
+    spacing  karras, exponential, beta, lu, linspace, leading, trailing; the class's default if None
+    config   anything else of the class's config; Stable Diffusion's betas unless given.  To keep a
+             model's own: sampler(name, **pipe.scheduler.config)
+    """
+    solver = find(name)
+    class_name, preset = solver.scheduler
+    chosen = next(c for c in CLASSES if c.__name__ == class_name)
+    known = set(chosen._get_init_keys(chosen))
+    values = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    values |= {k: v for k, v in config.items() if k in known} | dict(preset)
+    if unknown := {k for k in config if k not in known and not k.startswith("_")} - _foreign():
+        raise ValueError(
+            f"{', '.join(sorted(unknown))}: no option of {class_name}; it takes "
+            f"{', '.join(sorted(known))}"
+        )
+    if spacing is not None:
+        flags = _SPACING_CONFIG.get(spacing)
+        if flags is None or not flags.keys() <= known:
+            fits = [s for s, f in _SPACING_CONFIG.items() if f.keys() <= known]
+            raise ValueError(
+                f"spacing of {solver.name!r} must be one of {', '.join(fits)}; got {spacing!r}"
+            )
+        values |= {flag: False for f in _SPACING_CONFIG.values() for flag in f if flag in known}
+        values.pop("timestep_spacing", None)
+        values |= flags
+    if class_name in ("DDIMScheduler", "DDPMScheduler"):
+        values.setdefault("clip_sample", False)  # latents are not bounded by 1
+    return chosen(**values)
+
+
+def _foreign() -> set[str]:
+    """Config keys of the other classes: a pipeline's config carries them along."""
+    return {key for c in CLASSES for key in c._get_init_keys(c)} | {"skip_prk_steps"}
+
+
+__all__ = [
+    "CLASSES",
+    "SOLVERS",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "SchedulerMixin",
+    "sampler",
+]

@@ -1,0 +1,32 @@
+"""Custom timesteps and sigmas of `set_timesteps`: a list, array or tensor, checked in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def vector(name: str, values: Any) -> NDArray[np.float64]:
+    """The values as float64, (N,); ValueError names the argument."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()
+    try:
+        out = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers in a list, array or tensor; {error}") from error
+    if out.ndim != 1 or not len(out) or not np.isfinite(out).all():
+        raise ValueError(
+            f"{name} must be one-dimensional, finite and at least one long; got shape {out.shape}"
+        )
+    return out
+
+
+def descending(name: str, values: NDArray[np.float64]) -> None:
+    """Raise unless the values go down (equal neighbours are allowed) and do not cross 0."""
+    if (np.diff(values) > 0).any() or values[-1] < 0:
+        raise ValueError(
+            f"{name} must go down, from noisy to clean, and not below 0; got {values.tolist()}"
+        )

@@ -1,0 +1,136 @@
+"""DDIMScheduler of diffusers, its step fused and without stalls; arXiv:2010.02502.
+
+In "faithful" the previous timestep is t - T // n, as in diffusers, also where the spacing is
+another; "exact" steps to the next entry of `timesteps` (schedulers/quirks.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from fastdiff.schedulers.fused import Entry, Place, draw, promote
+from fastdiff.schedulers.stateless import StatelessStep, step_grid, to_tensor
+from fastdiff.solvers.ddim import ddim
+from fastdiff.table import conversion, encode, noise_from_data
+
+_CONFIG = ("prediction_type", "clip_sample", "clip_sample_range", "thresholding")
+
+
+class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[misc]
+    """Drop-in for diffusers.DDIMScheduler."""
+
+    final_alpha_cumprod: Tensor
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        *,
+        timesteps: ArrayLike | Tensor | None = None,
+        sigmas: ArrayLike | Tensor | None = None,
+    ) -> None:
+        """Set the timesteps of a run; as diffusers, plus custom ones.
+
+        timesteps  (N,) whole numbers, descending
+        sigmas     (N,) descending sigma / alpha; the nearest trained timesteps are taken
+        """
+        custom = self._custom_timesteps(num_inference_steps, timesteps, sigmas)
+        if custom is not None:
+            self.timesteps = to_tensor(custom)
+            self.num_inference_steps = len(custom)
+        elif num_inference_steps is None:
+            raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
+        else:
+            super().set_timesteps(num_inference_steps)
+        # the stride of diffusers' previous timestep means nothing between custom timesteps
+        self._by_stride = custom is None
+        self._place_timesteps(device)
+
+    def _schedule(self) -> tuple[Hashable, ...]:
+        config = self._internal_dict
+        values = tuple(config[name] for name in _CONFIG)
+        return (*values, float(self.final_alpha_cumprod), self._levels().tobytes())
+
+    def _builder(self) -> Callable[[Place], Entry]:
+        config, levels = dict(self._internal_dict), self._levels()
+        final, clip = float(self.final_alpha_cumprod), self._clip()
+        prediction = config["prediction_type"]
+
+        def build(place: Any) -> Entry:
+            t, prev, eta, clipped = place
+            grid = step_grid(levels, t, prev, final)
+            row = ddim(grid, 0, 0, eta=eta)
+            if clipped:
+                row = noise_from_data(row, float(grid.alpha[0]), float(grid.sigma[0]))
+            numbers = conversion(prediction, grid, 0, 1.0, None)
+            return Entry(encode(row, numbers, clip=clip), draw=eta > 0, reads=0)
+
+        return build
+
+    def _ahead(self, place: Any) -> Iterable[Place]:
+        t, _, eta, clipped = place
+        times = [int(v) for v in self._timestep_values()]
+        after = [v for v in times if v < t] if t in times else []
+        places = [(v, self._previous(v, i), eta, clipped) for i, v in enumerate(times)]
+        return [place, *(p for p in places if p[0] in after)]
+
+    def _previous(self, t: int, index: int | None) -> int:
+        if self.numerics == "faithful" and self.__dict__.get("_by_stride", True):
+            return t - int(self.config.num_train_timesteps) // int(self.num_inference_steps or 1)
+        times = self._timestep_values()
+        if index is None:
+            index = times.index(t) if t in times else None
+        if index is None:
+            return t - int(self.config.num_train_timesteps) // int(self.num_inference_steps or 1)
+        return int(times[index + 1]) if index + 1 < len(times) else -1
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: torch.Generator | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        """One step, (B, *shape) -> (B, *shape), at any whole timestep; as diffusers."""
+        if self.num_inference_steps is None:
+            raise ValueError("step needs timesteps; call set_timesteps first")
+        rows = self._rows()
+        t, index = self._time(timestep)
+        place = (t, max(self._previous(t, index), -1), eta, use_clipped_model_output)
+        noise = None
+        if eta > 0:
+            if variance_noise is not None and generator is not None:
+                raise ValueError("pass generator or variance_noise, not both; got both")
+            noise = variance_noise
+            if noise is None:
+                noise = draw(model_output, generator, model_output.dtype)
+        dtype = promote(sample, model_output)
+        direct = self._internal_dict["prediction_type"] == "sample"
+        prev, x0, _ = self._apply(
+            rows,
+            place,
+            sample,
+            model_output,
+            (),
+            noise,
+            dtype,
+            model_output.dtype if direct else dtype,
+            threshold=self._threshold(),
+        )
+        if not return_dict:
+            return prev, x0
+        return DDIMSchedulerOutput(prev_sample=prev, pred_original_sample=x0)
+
+
+__all__ = ["DDIMScheduler"]

@@ -1,0 +1,134 @@
+"""DDPMScheduler of diffusers, its step fused and without stalls; arXiv:2006.11239.
+
+A learned variance is a product of two network outputs: those steps run diffusers' own code,
+counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from fastdiff.schedulers.fused import Entry, Place, draw, promote
+from fastdiff.schedulers.stateless import StatelessStep, step_grid, to_tensor
+from fastdiff.solvers.ddpm import ddpm
+from fastdiff.table import conversion, encode
+
+_CONFIG = ("prediction_type", "clip_sample", "clip_sample_range", "thresholding", "variance_type")
+LEARNED = ("learned", "learned_range")
+
+
+class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[misc]
+    """Drop-in for diffusers.DDPMScheduler."""
+
+    custom_timesteps: bool
+    variance_type: str
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: ArrayLike | Tensor | None = None,
+        *,
+        sigmas: ArrayLike | Tensor | None = None,
+    ) -> None:
+        """Set the timesteps of a run; as diffusers, plus custom sigmas.
+
+        timesteps  (N,) whole numbers, descending; a list, array or tensor
+        sigmas     (N,) descending sigma / alpha; the nearest trained timesteps are taken
+        """
+        if num_inference_steps is not None and (timesteps is not None or sigmas is not None):
+            raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got two")
+        custom = self._custom_timesteps(num_inference_steps, timesteps, sigmas)
+        if custom is not None:
+            self.timesteps = to_tensor(custom)
+            self.custom_timesteps = True
+        elif num_inference_steps is None:
+            raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
+        else:
+            super().set_timesteps(num_inference_steps)
+        self._place_timesteps(device)
+
+    def _schedule(self) -> tuple[Hashable, ...]:
+        config = self._internal_dict
+        values = tuple(config[name] for name in _CONFIG)
+        return (*values, self._levels().tobytes())
+
+    def _builder(self) -> Callable[[Place], Entry]:
+        config, levels, clip = dict(self._internal_dict), self._levels(), self._clip()
+        prediction = config["prediction_type"]
+        variance = "large" if "large" in config["variance_type"] else "small"
+
+        def build(place: Any) -> Entry:
+            t, prev = place
+            grid = step_grid(levels, t, prev, 1.0)
+            row = ddpm(grid, 0, 0, variance=variance)
+            numbers = conversion(prediction, grid, 0, 1.0, None)
+            return Entry(encode(row, numbers, clip=clip, draws=t > 0), draw=t > 0, reads=0)
+
+        return build
+
+    def _ahead(self, place: Any) -> Iterable[Place]:
+        t, _ = place
+        times = [int(v) for v in self._timestep_values()]
+        if t not in times or not (self.custom_timesteps or self.num_inference_steps):
+            return [place]
+        first = times.index(t)
+        return [place, *zip(times[first:], [*times[first + 1 :], -1], strict=True)]
+
+    def _previous(self, t: int, index: int | None) -> int:
+        if not (self.custom_timesteps or self.num_inference_steps):
+            return t - 1
+        times = self._timestep_values()
+        if index is None:
+            if t not in times:
+                raise ValueError(
+                    f"timestep must be one of scheduler.timesteps after set_timesteps; got {t}"
+                )
+            index = times.index(t)
+        return int(times[index + 1]) if index + 1 < len(times) else -1
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int,
+        sample: Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
+        """One step, (B, *shape) -> (B, *shape), at any of the timesteps; as diffusers."""
+        if self.variance_type in LEARNED or self._internal_dict["variance_type"] in LEARNED:
+            self._reference(f"variance_type={self.variance_type!r}")
+            out: DDPMSchedulerOutput | tuple[Tensor, Tensor] = super().step(
+                model_output, timestep, sample, generator, return_dict
+            )
+            return out
+        rows = self._rows()
+        t, index = self._time(timestep)
+        place = (t, self._previous(t, index))
+        noise = draw(model_output, generator, model_output.dtype) if t > 0 else None
+        dtype = promote(sample, model_output)
+        direct = self._internal_dict["prediction_type"] == "sample"
+        prev, x0, _ = self._apply(
+            rows,
+            place,
+            sample,
+            model_output,
+            (),
+            noise,
+            dtype,
+            model_output.dtype if direct else dtype,
+            threshold=self._threshold(),
+        )
+        if not return_dict:
+            return prev, x0
+        return DDPMSchedulerOutput(prev_sample=prev, pred_original_sample=x0)
+
+
+__all__ = ["DDPMScheduler"]

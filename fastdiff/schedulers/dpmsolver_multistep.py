@@ -1,0 +1,236 @@
+"""DPMSolverMultistepScheduler of diffusers, its step fused; and set_timesteps with sigmas=.
+
+History lives in stock's `model_outputs` (newest last) and `lower_order_nums`, read back every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from fastdiff.schedulers.custom import descending, vector
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote
+from fastdiff.schedulers.quirks import parameters
+from fastdiff.solvers.dpmpp import dpmpp
+from fastdiff.solvers.row import NOISE, Grid, Row
+from fastdiff.table import conversion, encode, noise_from_data, trimmed
+
+_CONFIG = (  # what the rows depend on, besides the sigmas
+    "algorithm_type",
+    "solver_order",
+    "solver_type",
+    "prediction_type",
+    "lower_order_final",
+    "euler_at_final",
+    "final_sigmas_type",
+    "use_flow_sigmas",
+    "thresholding",
+)
+LEARNED = ("learned", "learned_range")
+
+
+class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepScheduler):  # type:
+ignore[misc]
+    """Drop-in for diffusers.DPMSolverMultistepScheduler; arXiv:2211.01095.
+
+    Configuration, attributes, random numbers and dtypes as there.  `numerics` is "faithful" (agrees
+    with diffusers) or "exact" (fixes what schedulers/quirks.py lists).
+    """
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        mu: float | None = None,
+        timesteps: ArrayLike | Tensor | None = None,
+        *,
+        sigmas: ArrayLike | Tensor | None = None,
+    ) -> None:
+        """Set the timesteps of a run; as diffusers, plus custom sigmas.
+
+        timesteps  (N,) whole numbers, descending; a list, array or tensor
+        sigmas     (N,) or (N + 1,) descending noise levels: sigma / alpha, or sigma itself with
+                   use_flow_sigmas; N of them end where final_sigmas_type says.  With
+                   use_flow_sigmas, N of them are shifted by flow_shift (or exp(mu)), as diffusers'
+                   flow schedulers do with the sigmas that a pipeline passes
+        """
+        shift = self.config.flow_shift
+        if mu is not None and not self.config.use_dynamic_shifting:
+            raise ValueError(
+                f"mu must be None unless the config has use_dynamic_shifting=True; got {mu}"
+            )
+        if sigmas is not None:
+            self._set_sigmas(vector("sigmas", sigmas), num_inference_steps, timesteps, mu)
+        else:
+            if timesteps is not None:
+                timesteps = vector("timesteps", timesteps)
+            super().set_timesteps(num_inference_steps, None, mu, timesteps)
+            if self.numerics == "exact":
+                self._exact_timesteps()
+        if self.numerics == "exact":
+            self.config.flow_shift = shift  # mu is for this run only
+        self._place_timesteps(device)
+
+    def _set_sigmas(
+        self, sigmas: np.ndarray[Any, Any], steps: int | None, timesteps: Any, mu: float | None
+    ) -> None:
+        config = self.config
+        if timesteps is not None:
+            raise ValueError("pass timesteps or sigmas, not both; got both")
+        if steps is not None and steps not in (len(sigmas), len(sigmas) - 1):
+            raise ValueError(
+                f"num_inference_steps must be None or the number of sigmas; got {steps} and "
+                f"{len(sigmas)} sigmas"
+            )
+        descending("sigmas", sigmas)
+        ends = len(sigmas) - 1 == steps or sigmas[-1] == 0
+        if config.use_flow_sigmas and not ends:
+            shift = float(np.exp(mu)) if mu is not None else config.flow_shift
+            sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+        levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
+        body = sigmas[:-1] if ends else sigmas
+        if config.use_flow_sigmas:
+            times = body * config.num_train_timesteps
+        else:
+            times = self._sigma_to_t(body, np.log(levels))
+        if not ends:
+            last = 0.0 if config.final_sigmas_type == "zero" else float(levels[0])
+            sigmas = np.append(sigmas, last)
+        self.sigmas = torch.from_numpy(sigmas.astype(np.float32))
+        whole = self.numerics == "faithful" or not config.use_flow_sigmas
+        self.timesteps = torch.from_numpy(times.round().astype(np.int64) if whole else times)
+        self.num_inference_steps = len(body)
+        self.model_outputs = [None] * config.solver_order
+        self.lower_order_nums = 0
+        self._step_index = self._begin_index = None
+
+    def _exact_timesteps(self) -> None:
+        """Where diffusers cuts a model time to a whole number: keep it (flow) or round it."""
+        config, sigmas = self.config, self.sigmas[:-1].double().numpy()
+        if config.use_flow_sigmas:
+            self.timesteps = torch.from_numpy(sigmas * config.num_train_timesteps).float()
+        elif config.use_exponential_sigmas or config.use_beta_sigmas:
+            levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
+            times = self._sigma_to_t(sigmas, np.log(levels.astype(np.float64)))
+            self.timesteps = torch.from_numpy(times.round().astype(np.int64))
+
+    def _schedule(self) -> tuple[Hashable, ...]:
+        config = self._internal_dict
+        values = tuple(config[name] for name in _CONFIG)
+        return (*values, self.sigmas.dtype, self.sigmas.numpy().tobytes())
+
+    def _builder(self) -> Callable[[Place], Entry]:
+        config = dict(self._internal_dict)
+        sigmas = self.sigmas.detach().double().numpy().copy()
+        if config["use_flow_sigmas"]:
+            grid = Grid(1 - sigmas, sigmas)
+        else:
+            alpha = 1 / np.sqrt(1 + sigmas**2)
+            grid = Grid(alpha, sigmas * alpha)
+        order, sde = config["solver_order"], config["algorithm_type"].startswith("sde")
+        data = config["algorithm_type"].endswith("++")
+        options = {
+            "order": order,
+            "solver_type": config["solver_type"],
+            "predict": "data" if data else "noise",
+            "eta": 1.0 if sde else 0.0,
+            "lower_order_final": config["lower_order_final"],
+            "euler_at_final": config["euler_at_final"] or config["final_sigmas_type"] == "zero",
+            "final_first_order": False,
+            **parameters("DPMSolverMultistepScheduler", self.numerics, order=order, sde=sde),
+        }
+        prediction, thresholding = config["prediction_type"], config["thresholding"]
+
+        def build(place: Any) -> Entry:
+            i, k = place
+            move = trimmed(dpmpp(grid, i, k, **options).next)
+            # "++" keeps x_0, which the op returns anyway
+            row = Row(move, () if data else (NOISE,))
+            if thresholding:  # the noise follows from the thresholded x_0
+                row = noise_from_data(row, float(grid.alpha[i]), float(grid.sigma[i]))
+            numbers = encode(row, conversion(prediction, grid, i, 1.0, None))
+            return Entry(numbers, draw=sde, reads=len(row.next.h))
+
+        return build
+
+    def _ahead(self, place: Any) -> Iterable[Place]:
+        i, k = place
+        top = self.config.solver_order - 1
+        return [(j, min(k + j - i, top)) for j in range(i, len(self.sigmas) - 1)]
+
+    def _unknown_timestep(self, timestep: Any) -> int:
+        return len(self.timesteps) - 1  # as diffusers
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        generator: torch.Generator | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """One step, (B, *shape) -> (B, *shape); as diffusers, in one pass over memory."""
+        if self.num_inference_steps is None:
+            raise ValueError("step needs timesteps; call set_timesteps first")
+        config = self._internal_dict
+        if config["variance_type"] in LEARNED:
+            self._reference(f"variance_type={config['variance_type']!r}")
+            out: SchedulerOutput | tuple[Tensor] = super().step(
+                model_output, timestep, sample, generator, variance_noise, return_dict
+            )
+            return out
+        rows = self._rows()
+        if self._step_index is None:
+            self._init_step_index(timestep)
+        i: int = self._step_index  # type: ignore[assignment]
+        order: int = config["solver_order"]
+        past, k = self.model_outputs, min(self.lower_order_nums, order - 1)
+        place = (i, k)
+        entry = rows[place]
+        if config["prediction_type"] == "sample":
+            kept_dtype = model_output.dtype
+        else:
+            kept_dtype = promote(sample, model_output)
+        noise = None
+        if entry.draw:
+            if variance_noise is None:
+                noise = draw(model_output, generator, torch.float32)
+            else:
+                noise = variance_noise.to(model_output.device, torch.float32)
+        data = config["algorithm_type"].endswith("++")
+        if not data and config["prediction_type"] == "epsilon":
+            kept_dtype = model_output.dtype
+        history = past[: -1 - entry.reads : -1] if entry.reads else ()
+        threshold = None
+        if config["thresholding"]:
+            threshold = (config["dynamic_thresholding_ratio"], config["sample_max_value"])
+        prev, x0, kept = self._apply(
+            rows,
+            place,
+            sample,
+            model_output,
+            history,
+            noise,
+            kept_dtype,
+            kept_dtype,
+            0 if data else 1,
+            threshold,
+        )
+        for j in range(order - 1):
+            past[j] = past[j + 1]
+        past[-1] = x0 if data else kept[0]
+        if self.lower_order_nums < order:
+            self.lower_order_nums += 1
+        self._step_index = i + 1
+        return SchedulerOutput(prev_sample=prev) if return_dict else (prev,)
+
+
+__all__ = ["DPMSolverMultistepScheduler"]

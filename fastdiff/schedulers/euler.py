@@ -1,0 +1,227 @@
+"""EulerDiscreteScheduler and EulerAncestralDiscreteScheduler of diffusers, their steps fused.
+
+Both work on x / alpha, in noise levels sigma / alpha; arXiv:2206.00364.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
+    EulerAncestralDiscreteSchedulerOutput,
+)
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from fastdiff.schedulers.custom import descending, vector
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw
+from fastdiff.solvers.euler import euler, euler_ancestral
+from fastdiff.solvers.row import Grid, Row
+from fastdiff.table import conversion, encode
+
+logger = logging.getLogger("fastdiff")
+_INTEGERS = (int, torch.IntTensor, torch.LongTensor)
+
+
+class EulerStep(FusedStep):
+    """What the two share: the grid, the dtypes, and diffusers' refusals."""
+
+    sigmas: Tensor
+    alphas_cumprod: Tensor
+    config: Any
+    is_scale_input_called: bool
+
+    def _schedule(self) -> tuple[Hashable, ...]:
+        prediction = self._internal_dict["prediction_type"]
+        return (prediction, self.sigmas.dtype, self.sigmas.numpy().tobytes())
+
+    def _row(self, grid: Grid, i: int, numbers: tuple[float, ...]) -> Row:
+        raise NotImplementedError
+
+    def _builder(self) -> Callable[[Place], Entry]:
+        sigmas = self.sigmas.detach().double().numpy().copy()
+        grid, scales = Grid(np.ones_like(sigmas), sigmas), 1 / np.sqrt(1 + sigmas**2)
+        prediction = self._internal_dict["prediction_type"]
+        prediction = "sample" if prediction == "original_sample" else prediction
+        make = type(self)._row
+
+        def build(place: Any) -> Entry:
+            i, numbers = place
+            row = make(None, grid, i, numbers)  # type: ignore[arg-type]
+            k = conversion(prediction, grid, i, float(scales[i]), row.churn)
+            drawn = row.churn is not None or make is EulerAncestralDiscreteScheduler._row
+            return Entry(encode(row, k), draw=drawn, reads=0)
+
+        return build
+
+    def _ahead(self, place: Any) -> Iterable[Place]:
+        i, numbers = place
+        return [(j, numbers) for j in range(i, len(self.sigmas) - 1)]
+
+    def _euler_step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        numbers: tuple[float, ...],
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor]:
+        if isinstance(timestep, _INTEGERS):
+            raise ValueError(
+                "timestep must be an element of scheduler.timesteps, a float; got an integer. "
+                "An index from enumerate(timesteps) is not a timestep"
+            )
+        if not self.is_scale_input_called and not self.__dict__.get("_warned"):
+            self.__dict__["_warned"] = True
+            logger.warning(
+                "%s.step without scale_model_input: the network must get the scaled sample",
+                type(self).__name__,
+            )
+        rows = self._rows()
+        if self._step_index is None:
+            self._init_step_index(timestep)
+        i: int = self._step_index  # type: ignore[assignment]
+        place = (i, numbers)
+        entry = rows[place]
+        noise = draw(model_output, generator, model_output.dtype) if entry.draw else None
+        out = model_output.dtype
+        if self._internal_dict["prediction_type"] in ("sample", "original_sample"):
+            x0_dtype = out
+        else:  # diffusers takes the sample in float32
+            x0_dtype = torch.promote_types(torch.float32, out)
+        prev, x0, _ = self._apply(rows, place, sample, model_output, (), noise, out, x0_dtype)
+        self._step_index = i + 1
+        return prev, x0
+
+    def _sigmas_to_run(
+        self, values: Tensor | ArrayLike, steps: int | None
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """(sigmas (N + 1,), timesteps (N,)) float32 of custom sigmas, (N + 1,) or (N,)."""
+        sigmas = vector("sigmas", values)
+        descending("sigmas", sigmas)
+        if steps is not None and steps not in (len(sigmas), len(sigmas) - 1):
+            raise ValueError(
+                f"num_inference_steps must be None or the number of sigmas; got {steps} and "
+                f"{len(sigmas)} sigmas"
+            )
+        if sigmas[-1] != 0 and len(sigmas) - 1 != steps:
+            sigmas = np.append(sigmas, 0.0)
+        levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
+        times = np.interp(np.log(sigmas[:-1]), np.log(levels), np.arange(len(levels)))
+        return sigmas.astype(np.float32), times.astype(np.float32)
+
+
+class EulerDiscreteScheduler(EulerStep, diffusers.EulerDiscreteScheduler):  # type: ignore[misc]
+    """Drop-in for diffusers.EulerDiscreteScheduler."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: ArrayLike | Tensor | None = None,
+        sigmas: ArrayLike | Tensor | None = None,
+    ) -> None:
+        """Set the timesteps of a run; as diffusers, lists, arrays and tensors accepted.
+
+        timesteps  (N,) descending
+        sigmas     (N + 1,) descending sigma / alpha, the last one final
+        """
+        if timesteps is not None:
+            timesteps = vector("timesteps", timesteps)
+        if sigmas is not None:
+            sigmas = vector("sigmas", sigmas)
+            descending("sigmas", sigmas)
+        super().set_timesteps(num_inference_steps, None, timesteps, sigmas)
+        self._place_timesteps(device)
+
+    def _row(self, grid: Grid, i: int, numbers: tuple[float, ...]) -> Row:
+        if not numbers:
+            return euler(grid, i, 0)
+        churn, low, high, noise = numbers
+        return euler(grid, i, 0, s_churn=churn, s_tmin=low, s_tmax=high, s_noise=noise)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> EulerDiscreteSchedulerOutput | tuple[Tensor, Tensor]:
+        """One step, (B, *shape) -> (B, *shape); as diffusers, in one pass over memory."""
+        numbers = (s_churn, s_tmin, s_tmax, s_noise) if s_churn else ()
+        prev, x0 = self._euler_step(model_output, timestep, sample, numbers, generator)
+        if not return_dict:
+            return prev, x0
+        return EulerDiscreteSchedulerOutput(prev_sample=prev, pred_original_sample=x0)
+
+
+class EulerAncestralDiscreteScheduler(  # type: ignore[misc]
+    EulerStep, diffusers.EulerAncestralDiscreteScheduler
+):
+    """Drop-in for diffusers.EulerAncestralDiscreteScheduler; also with prediction_type "sample"."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        *,
+        timesteps: ArrayLike | Tensor | None = None,
+        sigmas: ArrayLike | Tensor | None = None,
+    ) -> None:
+        """Set the timesteps of a run; as diffusers, plus custom ones.
+
+        timesteps  (N,) descending
+        sigmas     (N,) or (N + 1,) descending sigma / alpha, the last one final (0 if left out)
+        """
+        if timesteps is None and sigmas is None:
+            if num_inference_steps is None:
+                raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
+            super().set_timesteps(num_inference_steps)
+            self._place_timesteps(device)
+            return
+        if timesteps is not None and sigmas is not None:
+            raise ValueError("pass timesteps or sigmas, not both; got both")
+        if sigmas is not None:
+            levels, times = self._sigmas_to_run(sigmas, num_inference_steps)
+        else:
+            values = vector("timesteps", timesteps)
+            descending("timesteps", values)
+            known = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
+            body = np.interp(values, np.arange(len(known)), known)
+            levels = np.append(body, 0.0).astype(np.float32)
+            times = values.astype(np.float32)
+        self.sigmas, self.timesteps = torch.from_numpy(levels), torch.from_numpy(times)
+        self.num_inference_steps = len(times)
+        self._step_index = self._begin_index = None
+        self._place_timesteps(device)
+
+    def _row(self, grid: Grid, i: int, numbers: tuple[float, ...]) -> Row:
+        return euler_ancestral(grid, i, 0)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> EulerAncestralDiscreteSchedulerOutput | tuple[Tensor, Tensor]:
+        """One step, (B, *shape) -> (B, *shape); as diffusers, in one pass over memory."""
+        prev, x0 = self._euler_step(model_output, timestep, sample, (), generator)
+        if not return_dict:
+            return prev, x0
+        return EulerAncestralDiscreteSchedulerOutput(prev_sample=prev, pred_original_sample=x0)
+
+
+__all__ = ["EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler"]

@@ -1,0 +1,251 @@
+"""The one step of every drop-in scheduler.
+
+    place = where the step stands;  row = rows[place];  z = noise, if the row draws
+    x', x_0, kept = affine_step(sample, model_output, row, history, z)
+
+A class says only what differs: which numbers describe its schedule (`_schedule`), how a place
+becomes a row (`_builder`), which places follow (`_ahead`), where history lives and which dtypes
+diffusers returns. State is stock's own attributes; `_fused` holds what can be thrown away at any
+time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastdiff.ops.affine_step import affine_step
+from fastdiff.schedulers.native import native
+from fastdiff.schedulers.rows import Entry, Place, Rows, shared
+from fastdiff.schedulers.threshold import thresholded
+from fastdiff.schedulers.timestep import by_value, host_value, view_index
+
+logger = logging.getLogger("fastdiff")
+NUMERICS = ("faithful", "exact")
+
+
+class State:
+    """What an instance remembers between steps; rebuilt when what it was made from changed."""
+
+    def __init__(self) -> None:
+        self.source: Any = None  # the tensor (sigmas, alphas_cumprod) the rows were made from
+        self.version: int | None = None
+        self.config: Any = None
+        self.numerics = ""
+        self.rows: Rows | None = None
+        self.timesteps: Tensor | None = None  # whose values are in `values`
+        self.values: list[float] = []
+        self.levels: NDArray[np.float64] | None = None  # alphas_cumprod on the host
+        self.counts: Counter[str] = Counter()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        copy = State()  # rows are found again by value; tensors of the copy are other tensors
+        copy.counts = self.counts.copy()
+        return copy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (State, ())
+
+
+class FusedStep:
+    """Mixed into a diffusers scheduler class, before it in the bases."""
+
+    numerics = "faithful"  # or "exact"; an attribute, never part of the saved config
+
+    # given by the diffusers class
+    timesteps: Tensor
+    _internal_dict: Any
+    _step_index: int | None
+    _begin_index: int | None
+    num_inference_steps: int | None
+
+    _source = "sigmas"  # the attribute that the rows are made from
+
+    def _schedule(self) -> tuple[Hashable, ...]:
+        """Everything the rows depend on, by value."""
+        raise NotImplementedError
+
+    def _builder(self) -> Callable[[Place], Entry]:
+        """How a place becomes a row, closed over numbers only (it outlives the instance)."""
+        raise NotImplementedError
+
+    def _ahead(self, place: Any) -> Iterable[Place]:
+        """This place and those that follow if nobody interferes: what a device gets at once."""
+        raise NotImplementedError
+
+    @property
+    def _state(self) -> State:
+        state = self.__dict__.get("_fused")
+        if state is None:
+            state = self.__dict__["_fused"] = State()
+        return state
+
+    def _rows(self) -> Rows:
+        """The rows for the schedule as it is now."""
+        state = self.__dict__.get("_fused") or self._state
+        source = self.__dict__[self._source]
+        version = None if source.is_inference() else source._version
+        if (
+            state.rows is None
+            or state.source is not source
+            or state.version != version
+            or state.config is not self._internal_dict
+            or state.numerics != self.numerics
+            # an inference tensor keeps no version: compare its values at the start of a run
+            or (version is None and self.__dict__.get("_step_index", 0) is None)
+        ):
+            if self.numerics not in NUMERICS:
+                raise ValueError(
+                    f"numerics must be one of {', '.join(NUMERICS)}; got {self.numerics!r}"
+                )
+            key = (type(self).__name__, self.numerics, *self._schedule())
+            state.rows = shared(key, self._builder)
+            state.source, state.version = source, version
+            state.config, state.numerics = self._internal_dict, self.numerics
+        return state.rows
+
+    # ---- where a step stands ------------------------------------------------------------------
+
+    def _timestep_values(self) -> list[float]:
+        """The values of `timesteps` on the host; read back once where nobody kept them."""
+        state = self._state
+        if state.timesteps is not self.timesteps:
+            if self.timesteps.device.type != "cpu":
+                state.counts["timesteps read back from the device"] += 1
+            state.values = self.timesteps.detach().to("cpu", torch.float64).tolist()
+            state.timesteps = self.timesteps
+        return state.values
+
+    def _place_timesteps(self, device: str | torch.device | None) -> None:
+        """Keep the values of freshly set timesteps, then move them as diffusers would have."""
+        state = self._state
+        state.values = self.timesteps.to(torch.float64).tolist()
+        self.timesteps = self.timesteps.to(device)
+        state.timesteps = self.timesteps
+
+    def _index_of(self, timestep: Any) -> int | None:
+        """Index of a timestep: by its address, else by its value (counted), else None."""
+        index = view_index(self.timesteps, timestep)
+        if index is None:
+            self._state.counts["timesteps looked up by value"] += 1
+            index = by_value(self._timestep_values(), host_value(timestep))
+        return index
+
+    def _init_step_index(self, timestep: Any) -> None:
+        """Set the index of the first step; also reached through scale_model_input."""
+        if self._begin_index is not None:
+            self._step_index = self._begin_index
+            return
+        index = self._index_of(timestep)
+        self._step_index = self._unknown_timestep(timestep) if index is None else index
+
+    def _unknown_timestep(self, timestep: Any) -> int:
+        raise ValueError(
+            f"timestep must be one of scheduler.timesteps; got {host_value(timestep):g}. Pass an "
+            "element of scheduler.timesteps, or call set_begin_index first"
+        )
+
+    # ---- the step -----------------------------------------------------------------------------
+
+    def _check(self, model_output: Tensor, sample: Tensor, history: Sequence[Tensor]) -> None:
+        """Errors in words, called only when shapes or devices are seen to differ."""
+        for name, tensor in (("model_output", model_output), *(("history", h) for h in history)):
+            if not isinstance(tensor, Tensor):
+                raise ValueError(
+                    f"{name} must hold a tensor for this step; got {type(tensor).__name__}. "
+                    "Set model_outputs and lower_order_nums together"
+                )
+            if tensor.shape != sample.shape:
+                raise ValueError(
+                    f"{name} must have the shape of sample, {tuple(sample.shape)}; got "
+                    f"{tuple(tensor.shape)}. A network with learned variance needs "
+                    "variance_type='learned' or 'learned_range' in the scheduler's config"
+                )
+            if tensor.device != sample.device:
+                raise ValueError(
+                    f"{name} must be on the device of sample, {sample.device}; got "
+                    f"{tensor.device}. Move one of them with .to()"
+                )
+
+    def _apply(
+        self,
+        rows: Rows,
+        place: Place,
+        sample: Tensor,
+        model_output: Tensor,
+        history: Sequence[Tensor],
+        noise: Tensor | None,
+        prev_dtype: torch.dtype,
+        x0_dtype: torch.dtype,
+        keeps: int = 0,
+        threshold: tuple[float, float] | None = None,
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        """Run one row: (x', x_0, kept).  threshold: (quantile, largest bound), see threshold.py."""
+        entry = rows[place]
+        state: State = self.__dict__["_fused"]
+        state.counts["fused"] += 1
+        if threshold is None:
+            done = native(
+                entry.pointer, sample, model_output, history, noise, prev_dtype, x0_dtype, keeps
+            )
+            if done is not None:
+                return done
+        self._check(model_output, sample, history)
+        wide = torch.float64 in (sample.dtype, model_output.dtype)
+        dtype = torch.float64 if wide else torch.float32
+        table = entry.on(sample.device, dtype)
+        if table is None:
+            rows.bring(self._ahead(place), sample.device, dtype)
+            table = entry.on(sample.device, dtype)
+            assert table is not None, "_ahead must contain the place itself"
+        if threshold is not None:
+            table = thresholded(table, sample, model_output, x0_dtype, *threshold)
+        return affine_step(
+            sample,
+            model_output,
+            table,
+            history=history,
+            noise=noise,
+            keeps=keeps,
+            out_dtype=prev_dtype,
+            x0_dtype=x0_dtype,
+        )
+
+    def _reference(self, reason: str) -> None:
+        """Count a step that diffusers' own code runs, and say why once."""
+        counts = self._state.counts
+        if not counts[f"reference: {reason}"]:
+            logger.warning("%s runs diffusers' own step: %s", type(self).__name__, reason)
+        counts[f"reference: {reason}"] += 1
+
+
+def draw(
+    like: Tensor, generator: torch.Generator | list[torch.Generator] | None, dtype: torch.dtype
+) -> Tensor:
+    """Unit normal noise with the random numbers that diffusers would draw."""
+    if isinstance(generator, list) and len(generator) not in (1, like.shape[0]):
+        raise ValueError(
+            f"generator must be one generator or one per sample ({like.shape[0]}); got a list of "
+            f"{len(generator)}"
+        )
+    if generator is None and type(like) is Tensor:
+        return torch.randn(like.shape, device=like.device, dtype=dtype)
+    drawn: Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype)
+    return drawn
+
+
+def promote(first: Tensor, second: Tensor) -> torch.dtype:
+    """The dtype that PyTorch gives a sum of the two."""
+    a, b = first.dtype, second.dtype
+    return a if a is b else torch.promote_types(a, b)
+
+
+__all__ = ["Entry", "FusedStep", "Place", "Rows", "State", "draw", "promote"]

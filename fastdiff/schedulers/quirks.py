@@ -1,0 +1,116 @@
+"""Where diffusers computes something else than the method it names: the one list.
+
+The solvers know only right formulas with explicit parameters.  `numerics = "faithful"` (the default
+of a drop-in, whose pictures must not change) sets the parameters below; "exact" leaves them out.
+Entries without a parameter are not reproduced in either: there diffusers crashes, makes NaN or
+rounds. docs/mathematics.md shows the same list with the measurements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+CHECKED = ">=0.42,<0.44"  # versions of diffusers that the list was made for
+
+
+@dataclass(frozen=True)
+class Quirk:
+    """One deviation.
+
+    classes    that have it
+    parameter  what "faithful" sets, name=value in words; "" if it is not reproduced
+    size       how much it changes, measured on diffusers 0.42.1
+    issue      thread in huggingface/diffusers, or "" if none was found
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    parameter: str
+    size: str
+    issue: str = ""
+    versions: str = CHECKED
+
+
+_DPM = ("DPMSolverMultistepScheduler",)
+_ALL = (
+    "DPMSolverMultistepScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+)
+
+QUIRKS = (
+    Quirk(
+        "third order is second order",
+        _DPM,
+        "d2_scale=1",
+        "the second difference lacks a factor 2: order 2.0 instead of 3.0 from an exact start",
+    ),
+    Quirk(
+        "sign of the third-order SDE term",
+        _DPM,
+        "sde3_offset=-1",
+        "31 % from k-diffusion over 16 Karras steps; with the sign turned 9e-7",
+    ),
+    Quirk(
+        "DDIM's previous timestep is t - T // n",
+        ("DDIMScheduler",),
+        "prev_timestep=stride",
+        "with trailing, 6 steps: 3 of 5 jumps miss the next timestep; linspace, 10 steps: 9 of 9",
+        "#12633",
+    ),
+    Quirk(
+        "model times are cut to whole numbers",
+        _DPM,
+        "integer_timesteps=True",
+        "flow: 954 instead of 954.2; exponential and beta sigmas: up to one whole timestep",
+    ),
+    Quirk(
+        "mu of one run stays for the next",
+        _DPM,
+        "keep_mu=True",
+        "set_timesteps(mu=..) changes flow_shift for every later set_timesteps without mu",
+    ),
+    Quirk(
+        "no division by zero for equal noise levels",
+        _DPM,
+        "",
+        "order 3, Karras, final sigma_min, 15 steps or more: NaN there, the identity step here",
+        "#9007",
+    ),
+    Quirk(
+        "sde-dpmsolver of order 3",
+        _DPM,
+        "",
+        "UnboundLocalError there, a third-order step here",
+        "#13778",
+    ),
+    Quirk(
+        "duplicate timesteps",
+        _DPM,
+        "",
+        "squaredcos_cap_v2 with Karras sigmas: IndexError at the end there (12 unique of 20)",
+        "#12771",
+    ),
+    Quirk(
+        "variance fixed_large_log",
+        ("DDPMScheduler",),
+        "",
+        "the root of a logarithm, NaN, there; sqrt(beta_t), as fixed_large, here",
+    ),
+    Quirk(
+        "coefficients in float32",
+        _ALL,
+        "",
+        "relative error of exp(-h) - 1 terms: 6e-7 at 10 steps, 2e-5 at 50, 13 % at 1000 (order 3)",
+    ),
+)
+
+
+def parameters(scheduler: str, numerics: str, *, order: int, sde: bool) -> dict[str, Any]:
+    """Options of the multistep solver for a class in a mode."""
+    if numerics != "faithful" or scheduler not in _DPM or order < 3:
+        return {}
+    return {"d2_scale": 1.0, "sde3_offset": -1.0 if sde else 0.0}

@@ -1,0 +1,92 @@
+"""Rows of a drop-in scheduler: computed once for a schedule, shared by every scheduler that has it.
+
+A diffusers scheduler may jump, be reset, have its sigmas edited and its history replaced between
+two steps, so a row is asked for by its place, (i, k, numbers passed to step), and made when first
+needed. Rows of equal schedules are the same object, whichever scheduler, thread or run asks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+Place = Hashable
+KEPT_TABLES = 64  # least recently used ones go; a table of 50 rows is 10 kB
+
+
+class Entry:
+    """One row, ready for a kernel.
+
+    row      (1, 1, K) float32 on the host, rounded once from float64; pointer: its address
+    draw     the step draws noise, even where its weight is 0: seeds must go on as in diffusers
+    reads    vectors of history that it reads
+    """
+
+    __slots__ = ("_copies", "_wide", "draw", "pointer", "reads", "row")
+
+    def __init__(self, numbers: Floats, *, draw: bool, reads: int) -> None:
+        self._wide = torch.from_numpy(numbers.reshape(1, 1, -1).copy())
+        self.row = self._wide.to(torch.float32)
+        self.pointer: int = self.row.data_ptr()
+        self.draw = draw
+        self.reads = reads
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        """The row on a device, or None if it was not brought there yet."""
+        if device.type == "cpu":
+            return self.row if dtype == torch.float32 else self._wide
+        return self._copies.get((device, dtype))
+
+
+class Rows:
+    """The rows of one schedule, by place."""
+
+    def __init__(self, build: Callable[[Place], Entry]) -> None:
+        self._build = build
+        self._entries: dict[Place, Entry] = {}
+
+    def __getitem__(self, place: Place) -> Entry:
+        entry = self._entries.get(place)
+        if entry is None:
+            # two threads may both build it: the numbers are the same, the first one stays
+            entry = self._entries.setdefault(place, self._build(place))
+        return entry
+
+    def bring(self, places: Iterable[Place], device: torch.device, dtype: torch.dtype) -> None:
+        """Copy the rows of all these places to a device in one transfer that blocks nobody."""
+        entries = [e for e in (self[p] for p in places) if e.on(device, dtype) is None]
+        if not entries:
+            return
+        flat = torch.cat([e._wide.reshape(-1) for e in entries]).to(dtype)
+        if device.type == "cuda":
+            flat = flat.pin_memory()
+        there, first = flat.to(device, non_blocking=True), 0
+        for entry in entries:
+            size = entry.row.numel()
+            entry._copies[device, dtype] = there[first : first + size].reshape(1, 1, size)
+            first += size
+
+
+_tables: OrderedDict[Hashable, Rows] = OrderedDict()
+_lock = threading.Lock()
+
+
+def shared(key: Hashable, make: Callable[[], Callable[[Place], Entry]]) -> Rows:
+    """The rows of the schedule that `key` describes whole; `make` is called for a new one."""
+    with _lock:
+        rows = _tables.get(key)
+        if rows is None:
+            rows = _tables[key] = Rows(make())
+            if len(_tables) > KEPT_TABLES:
+                _tables.popitem(last=False)
+        else:
+            _tables.move_to_end(key)
+        return rows

@@ -1,0 +1,136 @@
+"""What DDIMScheduler and DDPMScheduler share: no step counter, rows chosen by a timestep's value.
+
+Any whole timestep in any order works, also one that is not in `timesteps`.  A place is
+(t, previous t, numbers passed to step); noise levels come from `alphas_cumprod`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from fastdiff.schedulers.custom import descending, vector
+from fastdiff.schedulers.fused import FusedStep
+from fastdiff.schedulers.timestep import host_value, view_index
+from fastdiff.solvers.row import Grid
+from fastdiff.table import OFF, Clip
+
+
+class StatelessStep(FusedStep):
+    """Mixed into a diffusers scheduler class that works on timesteps and `alphas_cumprod`."""
+
+    _source = "alphas_cumprod"
+
+    alphas_cumprod: Tensor
+    config: Any
+
+    def _levels(self) -> NDArray[np.float64]:
+        """alphas_cumprod on the host, (T,) float64; read back only if it was put on a device."""
+        state, source = self._state, self.alphas_cumprod
+        if source.device.type != "cpu":
+            if state.source is source and state.levels is not None:
+                return state.levels
+            state.counts["alphas_cumprod read back from the device"] += 1
+        state.levels = source.detach().cpu().double().numpy().copy()
+        return state.levels
+
+    def _following(self, call: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Run stock's code that moves alphas_cumprod to a device; the rows stay valid."""
+        self._rows()
+        out = call(*args)
+        state, moved = self._state, self.alphas_cumprod
+        if moved is not state.source:
+            state.source = moved
+            state.version = None if moved.is_inference() else moved._version
+        return out
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """As diffusers."""
+        call: Callable[..., Tensor] = super().add_noise  # type: ignore[misc]
+        return self._following(call, original_samples, noise, timesteps)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """As diffusers."""
+        call: Callable[..., Tensor] = super().get_velocity  # type: ignore[misc]
+        return self._following(call, sample, noise, timesteps)
+
+    def _time(self, timestep: Any) -> tuple[int, int | None]:
+        """(t, its index in timesteps or None)."""
+        index = view_index(self.timesteps, timestep)
+        if index is not None:
+            return int(self._timestep_values()[index]), index
+        if isinstance(timestep, Tensor):
+            self._state.counts["timesteps looked up by value"] += 1
+        value = host_value(timestep)
+        t, top = int(value), len(self.alphas_cumprod)
+        if t != value or not 0 <= t < top:
+            raise ValueError(f"timestep must be a whole number in 0 .. {top - 1}; got {value:g}")
+        return t, None
+
+    def _clip(self) -> Clip:
+        config = self._internal_dict
+        if config["thresholding"] or not config["clip_sample"]:
+            return OFF
+        return Clip(-config["clip_sample_range"], config["clip_sample_range"])
+
+    def _threshold(self) -> tuple[float, float] | None:
+        config = self._internal_dict
+        if not config["thresholding"]:
+            return None
+        return config["dynamic_thresholding_ratio"], config["sample_max_value"]
+
+    def _custom_timesteps(
+        self,
+        num_inference_steps: int | None,
+        timesteps: ArrayLike | Tensor | None,
+        sigmas: ArrayLike | Tensor | None,
+    ) -> NDArray[np.int64] | None:
+        """Custom timesteps, or the trained ones nearest to custom sigmas, or None."""
+        if timesteps is None and sigmas is None:
+            return None
+        if timesteps is not None and sigmas is not None:
+            raise ValueError("pass timesteps or sigmas, not both; got both")
+        top = int(self.config.num_train_timesteps)
+        if timesteps is not None:
+            times = vector("timesteps", timesteps)
+        else:
+            levels = self._levels()
+            values = vector("sigmas", sigmas)
+            descending("sigmas", values)
+            values = values[:-1] if values[-1] == 0 and len(values) > 1 else values
+            known = np.log(np.maximum((1 - levels) / np.maximum(levels, 1e-30), 1e-30)) / 2
+            logs = np.log(np.maximum(values, 1e-30))
+            times = np.interp(logs, known, np.arange(top)).round()
+        whole = times.astype(np.int64)
+        if (
+            (whole != times).any()
+            or (np.diff(whole) >= 0).any()
+            or whole[0] >= top
+            or whole[-1] < 0
+        ):
+            raise ValueError(
+                f"timesteps must be whole numbers going down, from at most {top - 1} to at least 0; "
+                f"got {times.tolist()}"
+            )
+        if num_inference_steps not in (None, len(whole)):
+            raise ValueError(
+                f"num_inference_steps must be None or {len(whole)}, the number of timesteps; "
+                f"got {num_inference_steps}"
+            )
+        return whole
+
+
+def step_grid(levels: NDArray[np.float64], t: int, prev: int, final: float) -> Grid:
+    """The two noise levels of a step; prev < 0 means the final one, alphas_cumprod = final."""
+    cumulative = np.array([levels[t], levels[prev] if prev >= 0 else final])
+    return Grid(np.sqrt(cumulative), np.sqrt(1 - cumulative))
+
+
+def to_tensor(times: NDArray[np.int64]) -> Tensor:
+    """int64 timesteps as diffusers holds them."""
+    return torch.from_numpy(times)
