@@ -8,7 +8,6 @@ line's record, the format of tables made elsewhere, and an engine's sampler.
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastdiff.predictions import PREDICTIONS
+from fastdiff import plan_file
+from fastdiff.predictions import PREDICTIONS, perfect
 from fastdiff.registry import Solver, find
 from fastdiff.schedules import NoiseSchedule, levels
 from fastdiff.solvers.row import Grid
-from fastdiff.table import G, check, conversion, encode, to_slots, width
+from fastdiff.table import G, check, check_rings, conversion, encode, to_slots, width
 
 if TYPE_CHECKING:
     import torch
 
 Floats = NDArray[np.float64]
-SCHEMA = 1
 NUMERICS = ("exact", "faithful")
+CHOICES = {"solver_type": ("midpoint", "heun"), "variance": ("small", "large")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +70,10 @@ class Plan:
                     f"{name} must have shape ({length},) for {n} timesteps; "
                     f"got {getattr(self, name).shape}"
                 )
-        for name in ("rows", "timesteps", "alpha", "sigma", "draw"):
-            getattr(self, name).setflags(write=False)
+        for name in ("rows", "timesteps", "alpha", "sigma", "draw"):  # own copies, closed for good
+            own = getattr(self, name).copy()
+            own.setflags(write=False)
+            object.__setattr__(self, name, own)
 
     @property
     def keeps(self) -> int:
@@ -103,65 +105,12 @@ class Plan:
 
     def to_json(self) -> str:
         """JSON text; numbers keep all digits, infinities are the strings "inf" and "-inf"."""
-        body: dict[str, Any] = {"schema": SCHEMA, **self.about}
-        for name in ("timesteps", "alpha", "sigma", "draw"):
-            body[name] = getattr(self, name).tolist()
-        body |= {"depths": list(self.depths), "noise_scale": self.noise_scale}
-        body |= {"c_in": self.c_in, "guided": self.guided, "rows": _finite(self.rows.tolist())}
-        return json.dumps(body)
+        return plan_file.write(self)
 
     @staticmethod
     def from_json(text: str) -> Plan:
         """The plan that `to_json` wrote; a malformed one raises ValueError naming the field."""
-        try:
-            body = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"a plan must be JSON; {error}") from error
-        if not isinstance(body, dict) or body.get("schema") != SCHEMA:
-            got = body.get("schema") if isinstance(body, dict) else type(body).__name__
-            raise ValueError(
-                f"schema of a plan must be {SCHEMA}; got {got!r}. A newer fastdiff may read it"
-            )
-        take = functools.partial(_field, body)
-        rows = take("rows", 3)
-        plan = Plan(
-            rows,
-            take("timesteps", 1),
-            take("alpha", 1),
-            take("sigma", 1),
-            take("draw", 1).astype(bool),
-            tuple(int(d) for d in take("depths", 1)),
-            float(take("noise_scale", 0)),
-            float(take("c_in", 0)),
-            bool(take("guided", 0)),
-            {k: v for k, v in body.items() if k not in _OWN},
-        )
-        return plan
-
-
-_OWN = {"schema", "timesteps", "alpha", "sigma", "draw", "depths", "noise_scale", "c_in", "guided"}
-_OWN |= {"rows"}
-
-
-def _field(body: dict[str, Any], name: str, ndim: int) -> Floats:
-    if name not in body:
-        raise ValueError(f"a plan must have the field {name!r}; got {sorted(body)}")
-    try:
-        value = np.array(body[name], dtype=object).astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"field {name!r} of a plan must hold numbers; {error}") from error
-    if value.ndim != ndim or np.isnan(value).any():
-        raise ValueError(
-            f"field {name!r} of a plan must be an array of {ndim} dimensions without NaN; "
-            f"got {value.ndim}"
-        )
-    return value
-
-
-def _finite(values: Any) -> Any:
-    if isinstance(values, list):
-        return [_finite(v) for v in values]
-    return values if np.isfinite(values) else str(values)
+        return Plan(**plan_file.read(text))
 
 
 @functools.lru_cache(maxsize=64)
@@ -191,14 +140,15 @@ def plan(
 ) -> Plan:
     """Compute the table of a run.
 
-    solver       a name of the registry ("dpmpp_2m", "DPM++ 2M SDE", ..); `fastdiff samplers` lists
-    them steps        calls of the network for a whole run, N noise        model family: a beta
-    schedule's name, "flow", or a NoiseSchedule spacing      a name, sigmas (float, N or N + 1 of
-    them, descending), or timesteps (int, N) prediction   what the network returns: epsilon, sample,
-    v_prediction, flow_prediction guidance     None, or the scale of u + g (c - u): a number, (N,)
-    per step, (1 or N, B) per sample begin        first row to run (image to image); the sample then
-    starts at that noise level numerics     "exact", or "faithful" to diffusers' deviations
-    (schedulers/quirks.py) final_sigma  "zero", or "sigma_min": stop at the cleanest trained level
+    solver       a name of the registry ("dpmpp_2m", "DPM++ 2M SDE", ..; see `fastdiff samplers`)
+    steps        calls of the network for a whole run, N
+    noise        model family: a beta schedule's name, "flow", or a NoiseSchedule
+    spacing      a name, sigmas (float, N or N + 1 of them, descending), or timesteps (int, N)
+    prediction   what the network returns: epsilon, sample, v_prediction, flow_prediction
+    guidance     None, or the scale of u + g (c - u): a number, (N,) per step, (1 or N, B) per sample
+    begin        first row to run (image to image); the sample then starts at that noise level
+    numerics     "exact", or "faithful" to diffusers' deviations (schedulers/quirks.py)
+    final_sigma  "zero", or "sigma_min": stop at the cleanest trained level
     options      of the solver: eta, s_noise, solver_type, lower_order_final, s_churn, ..
 
     Raises ValueError that names the argument, what it got and what would do.
@@ -208,10 +158,11 @@ def plan(
     _require(
         prediction in PREDICTIONS, "prediction", "one of " + ", ".join(PREDICTIONS), prediction
     )
-    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool) and steps >= 1
-    _require(whole, "steps", "a whole number >= 1", steps)
-    _require(0 <= begin < steps, "begin", f"a row in 0 .. {steps - 1}", begin)
+    _require(_whole(steps) and steps >= 1, "steps", "a whole number >= 1", steps)
+    _require(_whole(begin) and 0 <= begin < steps, "begin", f"a row in 0 .. {steps - 1}", begin)
     options = _options(chosen, numerics, solver_options)
+    known = isinstance(noise, (str, NoiseSchedule))
+    _require(known, "noise", "a name or a NoiseSchedule", noise)
     family = NoiseSchedule.named(noise) if isinstance(noise, str) else noise
     if (prediction == "flow_prediction") != (family.kind == "flow"):
         raise ValueError(
@@ -220,7 +171,7 @@ def plan(
         )
     ratios = _ratios(family, spacing, int(steps), final_sigma)
     grid, scales = _grid(chosen, family, ratios)
-    times = family.time_of(ratios[:-1])
+    times = _times(family, spacing, ratios)
     if numerics == "faithful":
         times = np.round(times)
     g = _guidance(guidance, int(steps))
@@ -230,15 +181,16 @@ def plan(
     for i in range(begin, steps):
         row = chosen.row(grid, i, i - begin, **options)
         draws[i] = chosen.noise or row.next.z != 0 or row.churn is not None
-        if grid.alpha[i] == 0 and prediction == "epsilon":
-            raise ValueError(
-                "prediction 'epsilon' says nothing at a level without signal (alpha = 0); use "
-                "prediction='v_prediction' or a schedule without zero terminal SNR"
-            )
         numbers = conversion(prediction, grid, i, float(scales[i]), row.churn)
         ages.append(encode(row, numbers, c_in=float(scales[i + 1])))
-    rows = to_slots(np.array(ages), chosen.depths)
-    check(rows, grid, begin, chosen.depths)
+    by_age = np.array(ages)
+    rows = to_slots(by_age, chosen.depths)
+    outputs = [
+        perfect(prediction, float(grid.alpha[i]), float(grid.sigma[i]), float(scales[i]))
+        for i in range(begin, steps)
+    ]
+    check(rows, grid, begin, chosen.depths, outputs)
+    check_rings(rows, chosen.depths, by_age)
     table = np.repeat(rows[:, None, :], g.shape[1], axis=1)
     table[:, :, G] = g[begin:]
     top = float(np.hypot(grid.alpha[begin], grid.sigma[begin]))
@@ -265,6 +217,10 @@ def plan(
     )
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def _require(fine: bool, name: str, wanted: str, got: object) -> None:
     if not fine:
         raise ValueError(f"{name} must be {wanted}; got {got!r}")
@@ -276,8 +232,16 @@ def _options(solver: Solver, numerics: str, given: dict[str, Any]) -> dict[str, 
         raise ValueError(
             f"{', '.join(sorted(unknown))}: no option of solver {solver.name!r}; it takes {known}"
         )
-    if given.get("solver_type", "midpoint") not in ("midpoint", "heun"):
-        raise ValueError(f"solver_type must be midpoint or heun; got {given['solver_type']!r}")
+    for name, value in given.items():
+        default = solver.options[name]
+        if name in CHOICES:
+            _require(value in CHOICES[name], name, " or ".join(CHOICES[name]), value)
+        elif isinstance(default, bool):
+            _require(isinstance(value, (bool, np.bool_)), name, "True or False", value)
+        else:
+            number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+            fine = number and value >= 0 and (value < np.inf or default == np.inf)
+            _require(bool(fine), name, "a number >= 0", value)
     faithful = solver.faithful if numerics == "faithful" else {}
     return {**solver.preset, **solver.options, **given, **faithful}
 
@@ -288,22 +252,52 @@ def _ratios(family: NoiseSchedule, spacing: Any, steps: int, final_sigma: str) -
     if isinstance(spacing, str):
         sigmas = levels(family, spacing, steps)
     else:
-        values = np.asarray(spacing)
-        if values.ndim != 1 or values.dtype.kind not in "iuf":
-            raise ValueError(
-                "spacing must be a name, one-dimensional sigmas (float) or timesteps (int); got "
-                f"{values.dtype} of shape {values.shape}"
-            )
-        sigmas = family.ratio_at(values) if values.dtype.kind in "iu" else values.astype(float)
-        _require(len(values) in (steps, steps + 1), "spacing", f"{steps} long", len(values))
-        if not (np.diff(sigmas) <= 0).all() or sigmas[-1] < 0 or sigmas[-1] == sigmas[0]:
-            raise ValueError(
-                f"spacing must go from noisy to clean and end at or above 0; got {values.tolist()}"
-            )
+        sigmas = _given(family, _array(spacing), steps)
     if len(sigmas) == steps + 1:
         return sigmas
     lowest = 1 / family.train_steps if family.kind == "flow" else float(family.ratios[0])
     return np.append(sigmas, 0.0 if final_sigma == "zero" else min(lowest, sigmas[-1]))
+
+
+def _array(spacing: Any) -> NDArray[Any]:
+    try:
+        values = np.asarray(spacing)
+    except ValueError:  # ragged
+        values = np.asarray(None)
+    if values.ndim != 1 or values.dtype.kind not in "iuf":
+        raise ValueError(
+            "spacing must be a name, one-dimensional sigmas (float) or timesteps (int); got "
+            f"{spacing!r}"
+        )
+    return values
+
+
+def _given(family: NoiseSchedule, values: NDArray[Any], steps: int) -> Floats:
+    """A caller's sigmas (float) or timesteps (int) as sigmas, N or N + 1 of them."""
+    fit = len(values) in (steps, steps + 1)
+    _require(fit, "spacing", f"{steps} or {steps + 1} long for steps={steps}", len(values))
+    if values.dtype.kind in "iu":
+        last = family.train_steps - (family.kind == "vp")
+        inside = bool((values >= 0).all() and (values <= last).all())
+        _require(inside, "spacing", f"timesteps in 0 .. {last}", values.tolist())
+        sigmas = family.ratio_at(values)
+    else:
+        sigmas = values.astype(np.float64)
+    top = 1.0 if family.kind == "flow" else np.finfo(np.float64).max
+    descending = (np.diff(sigmas) <= 0).all() and sigmas[-1] >= 0 and 0 < sigmas[0] <= top
+    if not descending:  # also where a number is NaN
+        raise ValueError(
+            "spacing must go from noisy to clean, from a finite level above 0 (at most 1 for flow) "
+            f"to one at or above 0; got {values.tolist()}"
+        )
+    return sigmas
+
+
+def _times(family: NoiseSchedule, spacing: Any, ratios: Floats) -> Floats:
+    """Model times of the calls; whole numbers that the caller gave stay what they are."""
+    if not isinstance(spacing, str) and (values := _array(spacing)).dtype.kind in "iu":
+        return values[: len(ratios) - 1].astype(np.float64)
+    return family.time_of(ratios[:-1])
 
 
 def _grid(solver: Solver, family: NoiseSchedule, ratios: Floats) -> tuple[Grid, Floats]:
@@ -316,12 +310,16 @@ def _grid(solver: Solver, family: NoiseSchedule, ratios: Floats) -> tuple[Grid, 
 
 def _guidance(guidance: float | ArrayLike | None, steps: int) -> Floats:
     """(N, 1 or B)."""
-    values = np.asarray(1.0 if guidance is None else guidance, dtype=np.float64)
-    if values.ndim <= 1 and values.size in (1, steps):
-        return np.broadcast_to(values.reshape(-1, 1), (steps, 1))
-    if values.ndim == 2 and values.shape[0] in (1, steps):
-        return np.broadcast_to(values, (steps, values.shape[1]))
+    try:
+        values = np.asarray(1.0 if guidance is None else guidance, dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.full((), np.nan)
+    if np.isfinite(values).all():
+        if values.ndim <= 1 and values.size in (1, steps):
+            return np.broadcast_to(values.reshape(-1, 1), (steps, 1))
+        if values.ndim == 2 and values.shape[0] in (1, steps) and values.shape[1] > 0:
+            return np.broadcast_to(values, (steps, values.shape[1]))
     raise ValueError(
-        f"guidance must be a number, ({steps},) per step or (1 or {steps}, batch) per sample; "
-        f"got shape {values.shape}"
+        f"guidance must be a finite number, ({steps},) of them per step or (1 or {steps}, batch) "
+        f"per sample; got {guidance!r} of shape {values.shape}"
     )

@@ -36,8 +36,7 @@ _CONFIG = (  # what the rows depend on, besides the sigmas
 LEARNED = ("learned", "learned_range")
 
 
-class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepScheduler):  # type:
-ignore[misc]
+class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepScheduler):  # type: ignore[misc]
     """Drop-in for diffusers.DPMSolverMultistepScheduler; arXiv:2211.01095.
 
     Configuration, attributes, random numbers and dtypes as there.  `numerics` is "faithful" (agrees

@@ -107,14 +107,10 @@ class StatelessStep(FusedStep):
             logs = np.log(np.maximum(values, 1e-30))
             times = np.interp(logs, known, np.arange(top)).round()
         whole = times.astype(np.int64)
-        if (
-            (whole != times).any()
-            or (np.diff(whole) >= 0).any()
-            or whole[0] >= top
-            or whole[-1] < 0
-        ):
+        falling = (whole == times).all() and (np.diff(whole) < 0).all()
+        if not falling or whole[0] >= top or whole[-1] < 0:
             raise ValueError(
-                f"timesteps must be whole numbers going down, from at most {top - 1} to at least 0; "
+                f"timesteps must be whole numbers that go down, within {top - 1} .. 0; "
                 f"got {times.tolist()}"
             )
         if num_inference_steps not in (None, len(whole)):

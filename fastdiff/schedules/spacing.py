@@ -4,12 +4,12 @@ Every function returns n noise levels "sigma", descending, without the final one
 variance preserving models, sigma itself for flow.  low and high are the cleanest and the noisiest
 level that the model was trained at.
 
-    karras       (high^{1/7} + u (low^{1/7} - high^{1/7}))^7, u = 0 .. 1      arXiv:2206.00364, eq.
-    5 exponential  uniform in log sigma, that is in lambda (also "lu", arXiv:2206.00927, section
-    3.4) beta         quantiles of Beta(0.6, 0.6)                                  arXiv:2407.12173
-    linspace     model times 0 .. T - 1 in n equal parts, the last one (t = 0) left out leading
-    model times 0, r, 2r, .. with whole r = T // n trailing     model times T - 1, T - 1 - T/n, ..
-    arXiv:2305.08891, table 2
+    karras       (high^{1/7} + u (low^{1/7} - high^{1/7}))^7, u = 0 .. 1; arXiv:2206.00364, eq. 5
+    exponential  uniform in log sigma, that is in lambda (also "lu": arXiv:2206.00927, section 3.4)
+    beta         quantiles of Beta(0.6, 0.6); arXiv:2407.12173
+    linspace     model times 0 .. T - 1 in n equal parts, the last one (t = 0) left out
+    leading      model times 0, r, 2r, .. with whole r = T // n
+    trailing     model times T - 1, T - 1 - T/n, ..; arXiv:2305.08891, table 2
 """
 
 from __future__ import annotations
