@@ -145,7 +145,7 @@ def plan(
     noise        model family: a beta schedule's name, "flow", or a NoiseSchedule
     spacing      a name, sigmas (float, N or N + 1 of them, descending), or timesteps (int, N)
     prediction   what the network returns: epsilon, sample, v_prediction, flow_prediction
-    guidance     None, or the scale of u + g (c - u): a number, (N,) per step, (1 or N, B) per sample
+    guidance     None, or the g of u + g (c - u): a number, (N,) per step, (1 or N, B) per sample
     begin        first row to run (image to image); the sample then starts at that noise level
     numerics     "exact", or "faithful" to diffusers' deviations (schedulers/quirks.py)
     final_sigma  "zero", or "sigma_min": stop at the cleanest trained level

@@ -39,3 +39,16 @@ def convert(prediction: str, alpha: float, sigma: float, scale: float = 1.0) -> 
     if prediction == "flow_prediction":
         return Conversion(1.0, -sigma, 1.0, alpha)
     raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}; got {prediction!r}")
+
+
+def perfect(prediction: str, alpha: float, sigma: float, scale: float = 1.0) -> tuple[float, float]:
+    """What a network without error returns, as weights of (x_0, n): the definitions above."""
+    if prediction == "epsilon":
+        return 0.0, 1.0
+    if prediction == "sample":
+        return 1.0, 0.0
+    if prediction == "v_prediction":
+        return -scale * sigma, scale * alpha
+    if prediction == "flow_prediction":
+        return -1.0, 1.0
+    raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}; got {prediction!r}")

@@ -167,7 +167,7 @@ def check(
             if not _close(made, estimate, line[[KX, KE]], signal_only=kz != 0):
                 raise ValueError(
                     f"row {j} of the table does not estimate x_0: a perfect output makes "
-                    f"{made[0]:.12g} x_0 + {made[1]:.12g} n of it. This is a defect of the prediction"
+                    f"{made[0]:.12g} x_0 + {made[1]:.12g} n. This is a defect of the prediction"
                 )
         values = [x, estimate, raw, np.zeros(2), *ring]
         moved = [_combine(weights, values) for weights in c]

@@ -1,0 +1,109 @@
+"""A plan as JSON, schema 1: one object.
+
+    schema        1
+    rows          (N, 1 or B, K) as nested lists, columns of table.py, history by ring slot
+    timesteps     (N,)
+    alpha, sigma  (N + 1,)
+    draw          (N,) booleans
+    depths        (P,) ring slots of each kept vector
+    noise_scale, c_in, guided
+    and whatever else says how it was made: solver, options, noise, spacing, prediction, ..
+
+Numbers keep all digits; an infinite clamp is the string "inf" or "-inf".  What is read is checked,
+for kernels trust it: shapes, finite numbers, ring slots that exist and are written before a read.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdiff.table import HI, LO, check_rings, width
+
+if TYPE_CHECKING:
+    from fastdiff.plan import Plan
+
+Floats = NDArray[np.float64]
+SCHEMA = 1
+FIELDS = {  # name -> number of dimensions
+    "rows": 3,
+    "timesteps": 1,
+    "alpha": 1,
+    "sigma": 1,
+    "draw": 1,
+    "depths": 1,
+    "noise_scale": 0,
+    "c_in": 0,
+    "guided": 0,
+}
+
+
+def write(plan: Plan) -> str:
+    """JSON text of a plan."""
+    body: dict[str, Any] = {"schema": SCHEMA, **plan.about}
+    for name in ("timesteps", "alpha", "sigma", "draw"):
+        body[name] = getattr(plan, name).tolist()
+    body |= {"depths": list(plan.depths), "noise_scale": plan.noise_scale}
+    body |= {"c_in": plan.c_in, "guided": plan.guided, "rows": _finite(plan.rows.tolist())}
+    return json.dumps(body)
+
+
+def read(text: str) -> dict[str, Any]:
+    """The arguments of Plan; a malformed text raises ValueError that names the field."""
+    try:
+        body = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"a plan must be JSON; {error}") from error
+    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+        got = body.get("schema") if isinstance(body, dict) else type(body).__name__
+        raise ValueError(
+            f"schema of a plan must be {SCHEMA}; got {got!r}. A newer fastdiff may read it"
+        )
+    values: dict[str, Any] = {name: _field(body, name, ndim) for name, ndim in FIELDS.items()}
+    depths = values["depths"]
+    if (depths != depths.astype(int)).any() or (depths < 0).any():
+        raise ValueError(
+            f"field 'depths' of a plan must hold whole numbers >= 0; got {depths.tolist()}"
+        )
+    values["depths"] = tuple(int(d) for d in depths)
+    values["draw"] = values["draw"].astype(bool)
+    values["guided"] = bool(values["guided"])
+    values |= {name: float(values[name]) for name in ("noise_scale", "c_in")}
+    rows, columns = values["rows"], width(len(depths), sum(values["depths"]))
+    if rows.shape[2] != columns:
+        raise ValueError(
+            f"field 'rows' of a plan must have {columns} columns for depths {values['depths']}; "
+            f"got {rows.shape[2]}"
+        )
+    for sample in range(rows.shape[1]):
+        check_rings(rows[:, sample], values["depths"])
+    values["about"] = {k: v for k, v in body.items() if k not in FIELDS and k != "schema"}
+    return values
+
+
+def _field(body: dict[str, Any], name: str, ndim: int) -> Floats:
+    if name not in body:
+        raise ValueError(f"a plan must have the field {name!r}; got {sorted(body)}")
+    try:
+        value = np.array(body[name], dtype=object).astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"field {name!r} of a plan must hold numbers; {error}") from error
+    if value.ndim != ndim:
+        raise ValueError(f"field {name!r} of a plan must have {ndim} dimensions; got {value.ndim}")
+    bounded = value
+    if name == "rows":  # a clamp that is off is -inf, inf
+        bounded = np.delete(value, [c for c in (LO, HI) if c < value.shape[2]], axis=2)
+    if not np.isfinite(bounded).all():
+        raise ValueError(f"field {name!r} of a plan must hold finite numbers; got NaN or infinity")
+    if np.isnan(value).any():
+        raise ValueError(f"field {name!r} of a plan must not hold NaN")
+    return value
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_finite(v) for v in values]
+    return values if np.isfinite(values) else str(values)
