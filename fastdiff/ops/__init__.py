@@ -1,0 +1,1 @@
+"""One contract a file: formula, shapes, errors, reference, fake, registration."""

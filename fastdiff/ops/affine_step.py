@@ -1,0 +1,362 @@
+"""affine_step: one step of any solver, for one batch, in one pass over memory.
+
+    e = u + g*(c - u)                                  each operation rounded; without uncond: e = c
+    m = gain * clamp(kx*x + ke*e + kz*z, lo, hi)
+    [x'; r_1 .. r_P] = C . [x, m, e, z, h_1 .. h_R]
+    model_input = c_in * x'
+
+x, uncond (u), cond (c), noise (z), history (h_r)   (*shape), floating, on one device; B = shape[0]
+rows   (N, 1 or B, K) contiguous, float32: a table of N steps, one row for all samples or one each,
+       [g, kx, ke, kz, lo, hi, gain, C row-major (1+P)x(4+R), c_in, slot_1 .. slot_P]
+step   () int32 on the device of rows: the index of the step; None: 0
+x_next (x'), x0 (m), kept (r_p), model_input        (*shape), dtypes as asked for
+
+P = keeps, R = len(history), K = row_size(P, R) <= 64.  Sums are made in float32 (in float64, by the
+reference, if x or rows is float64), from +0, in the order above, products rounded before they are
+added: the same bits from every kernel.  A weight that is exactly 0 means that the operand is not
+read there: it may be uninitialised, and 0 * NaN does not spread.  lo = -inf, hi = inf, gain = 1
+leave m as it is.
+
+The functional form ignores the slots.  The out form keeps rings: r_p goes to kept[p], if given,
+and to history[slot_p], unless slot_p is -1; all of an element is read before any of it is written.
+A layout is any dense one (contiguous, channels_last, ..) shared by all; operands in another layout
+than x are copied first, an x that is not dense becomes contiguous.  Per-sample rows need the batch
+outermost in memory.
+
+Schedulers, whose whole step takes microseconds, may call the CPU kernel without any check:
+
+    fastdiff._C.affine_step(rows, row_count, step, samples, numel, keeps, ring, threads, dtypes,
+                            (x, uncond, cond, noise, x_next, x0, model_input, h_1 .., kept_1 ..))
+
+All are ints; tensors are given by data_ptr(), 0 = None; kept has exactly P entries.  row_count and
+samples = rows.shape[:2]; numel = x.numel(); ring = 1: obey the slots; threads =
+torch.get_num_threads() (serial below 65,536 elements anyway); dtypes: bits 2i, 2i+1 hold
+DTYPE_CODES[dtype] of entry i, so that 0 means float32 throughout.  The caller answers for shapes,
+one dense layout, CPU, lifetimes, and for why_reference(..) being None.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from fastdiff import backends
+from fastdiff.ops import affine_step_reference
+from fastdiff.ops.affine_step_reference import affine_step_ref
+
+MAX_COLUMNS, MAX_VECTORS = 64, 25  # K; P + R
+DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+torch.library.define(
+    "fastdiff::affine_step",
+    "(Tensor x, Tensor? uncond, Tensor cond, Tensor[] history, Tensor? noise, Tensor rows, "
+    "Tensor? step, int keeps, ScalarType out_dtype, ScalarType x0_dtype) "
+    "-> (Tensor x_next, Tensor x0, Tensor[] kept)",
+)
+torch.library.define(
+    "fastdiff::affine_step.out",
+    "(Tensor x, Tensor? uncond, Tensor cond, Tensor(a!)[] history, Tensor? noise, Tensor rows, "
+    "Tensor? step, int keeps, *, Tensor(b!) x_next, Tensor(c!)? x0=None, Tensor(d!)[] kept, "
+    "Tensor(e!)? model_input=None) -> ()",
+)
+
+
+def row_size(keeps: int, depth: int) -> int:
+    """K, the columns of a row for P = keeps kept vectors and R = depth history tensors."""
+    return 7 + (1 + keeps) * (4 + depth) + 1 + keeps
+
+
+def affine_step(
+    x: Tensor,
+    cond: Tensor,
+    rows: Tensor,
+    *,
+    uncond: Tensor | None = None,
+    history: Sequence[Tensor] = (),
+    noise: Tensor | None = None,
+    step: Tensor | None = None,
+    keeps: int = 0,
+    out_dtype: torch.dtype | None = None,
+    x0_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return x_next (dtype out_dtype, default x's), x0 and the kept vectors (x0_dtype, default
+    out_dtype) as new tensors; differentiable in x, uncond, cond, history and noise."""
+    history = list(history)
+    _check(x, uncond, cond, history, noise, rows, step, keeps)
+    out_dtype = out_dtype or x.dtype
+    args = (x, uncond, cond, history, noise, rows, step, keeps, out_dtype, x0_dtype or out_dtype)
+    tensors = (x, uncond, cond, noise, *history)
+    if torch.compiler.is_compiling():
+        return _through_dispatcher(*args)
+    if backends.why_reference(*tensors) is None:
+        return _functional(*args)
+    if backends.why_recorded() or any(map(_foreign, tensors)):
+        return affine_step_ref(*args)  # plain operators, which everything can record or wrap
+    return _through_dispatcher(*args)
+
+
+def affine_step_out(
+    x: Tensor,
+    cond: Tensor,
+    rows: Tensor,
+    *,
+    x_next: Tensor,
+    x0: Tensor | None = None,
+    kept: Sequence[Tensor] = (),
+    model_input: Tensor | None = None,
+    uncond: Tensor | None = None,
+    history: Sequence[Tensor] = (),
+    noise: Tensor | None = None,
+    step: Tensor | None = None,
+    keeps: int = 0,
+) -> None:
+    """Write the results where the caller says; x_next may be x, history is a set of rings.
+
+    kept is empty or holds `keeps` tensors.  Everything that is written lies in the layout of
+    x_next, which is dense.  Not differentiable.
+    """
+    history, kept = list(history), list(kept)
+    _check(x, uncond, cond, history, noise, rows, step, keeps)
+    if len(kept) not in (0, keeps):
+        raise ValueError(f"kept must be empty or {keeps} tensors (keeps), got {len(kept)}")
+    written = {"x_next": x_next, "x0": x0, "model_input": model_input}
+    written |= {f"kept[{p}]": t for p, t in enumerate(kept)}
+    written |= {f"history[{r}]": t for r, t in enumerate(history)}
+    for name, out in written.items():
+        if out is None:
+            continue
+        if out.shape != x.shape or not _same_layout(out, x_next):
+            raise ValueError(
+                f"{name} must have the shape of x and the layout of x_next, {tuple(x.shape)} with "
+                f"strides {x_next.stride()}; got {tuple(out.shape)} with {out.stride()}. "
+                "Make it by torch.empty_like(x_next)"
+            )
+        if torch.is_grad_enabled() and out.requires_grad:
+            raise ValueError(
+                f"{name} requires grad, which the out form cannot give; use affine_step"
+            )
+    if _dense(x_next, rows.shape[1]) is not x_next:
+        raise ValueError(
+            "x_next must be dense, with the batch outermost if rows are per sample; got strides "
+            f"{x_next.stride()} for {tuple(x_next.shape)}. Make it by torch.empty(shape)"
+        )
+    args = (x, uncond, cond, history, noise, rows, step, keeps)
+    direct = not torch.compiler.is_compiling()
+    direct = direct and backends.why_reference(x, x_next, uncond, cond, noise, *history) is None
+    run = _out if direct else torch.ops.fastdiff.affine_step.out
+    run(*args, x_next=x_next, x0=x0, kept=kept, model_input=model_input)
+
+
+def launch_cpu(
+    x: Tensor,
+    uncond: Tensor | None,
+    cond: Tensor,
+    history: Sequence[Tensor],
+    noise: Tensor | None,
+    rows: Tensor,
+    step: Tensor | None,
+    keeps: int,
+    x_next: Tensor,
+    x0: Tensor | None,
+    kept: Sequence[Tensor],
+    model_input: Tensor | None,
+    ring: bool,
+) -> None:
+    """csrc/affine_step.cpp on tensors of one dense layout."""
+    from fastdiff import _C
+
+    operands = [x, uncond, cond, noise, x_next, x0, model_input, *history]
+    operands += kept or [None] * keeps
+    dtypes = sum(DTYPE_CODES[t.dtype] << 2 * i for i, t in enumerate(operands) if t is not None)
+    addresses = tuple(0 if t is None else t.data_ptr() for t in operands)
+    counter = 0 if step is None else step.data_ptr()
+    table = (rows.data_ptr(), rows.shape[0], counter, rows.shape[1])
+    threads = torch.get_num_threads()
+    _C.affine_step(*table, x.numel(), keeps, int(ring), threads, dtypes, addresses)
+
+
+def _check(
+    x: Tensor,
+    uncond: Tensor | None,
+    cond: Tensor,
+    history: list[Tensor],
+    noise: Tensor | None,
+    rows: Tensor,
+    step: Tensor | None,
+    keeps: int,
+) -> None:
+    named = {"x": x, "uncond": uncond, "cond": cond, "noise": noise}
+    named |= {f"history[{r}]": h for r, h in enumerate(history)}
+    for name, tensor in named.items():
+        if tensor is None:
+            continue
+        if tensor.shape != x.shape or tensor.device != x.device:
+            raise ValueError(
+                f"{name} must have the shape and device of x, {tuple(x.shape)} on {x.device}; got "
+                f"{tuple(tensor.shape)} on {tensor.device}. Try {name}.expand(..) or .to(x.device)"
+            )
+        if not tensor.is_floating_point():
+            raise TypeError(
+                f"{name} must be of a floating dtype, got {tensor.dtype}. Try {name}.float()"
+            )
+    columns, depth = row_size(keeps, len(history)), len(history)
+    if columns > MAX_COLUMNS or keeps + depth > MAX_VECTORS:
+        raise ValueError(
+            f"a row has at most {MAX_COLUMNS} columns, for at most {MAX_VECTORS} kept vectors and "
+            f"history tensors; got keeps={keeps} and {depth} history tensors ({columns} columns)"
+        )
+    samples = rows.shape[1] if rows.dim() == 3 else 0
+    batch = x.shape[0] if x.dim() else 1
+    if rows.dim() != 3 or rows.shape[2] != columns or samples not in (1, batch):
+        raise ValueError(
+            f"rows must be (steps, 1 or {batch}, {columns}) for keeps={keeps} and {depth} history "
+            f"tensors; got {tuple(rows.shape)}. One row of a table is table[i, None, :][None]"
+        )
+    if rows.dtype not in (torch.float32, torch.float64) or not rows.is_contiguous():
+        raise ValueError(
+            "rows must be contiguous float32 (float64 runs the reference), got strides "
+            f"{rows.stride()} of {rows.dtype}. Try rows.float().contiguous()"
+        )
+    if rows.device != x.device:
+        raise ValueError(f"rows must be on the device of x, {x.device}; got {rows.device}")
+    if step is None:
+        return
+    if step.dim() != 0 or step.dtype != torch.int32 or step.device != rows.device:
+        raise ValueError(
+            f"step must be a 0-d int32 tensor on the device of rows, {rows.device}; got "
+            f"{tuple(step.shape)} {step.dtype} on {step.device}. Try torch.tensor(i, "
+            "dtype=torch.int32, device=rows.device)"
+        )
+
+
+def _foreign(tensor: Tensor | None) -> bool:
+    """Whether it is a tensor subclass that may not know this op."""
+    known = (Tensor, torch.nn.Parameter, FakeTensor)
+    return tensor is not None and type(tensor) not in known
+
+
+def _same_layout(a: Tensor, b: Tensor) -> bool:
+    """Whether equal offsets mean equal elements; strides of dimensions of size 1 do not count."""
+    pairs = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return a.stride() == b.stride() or all(n == 1 or s == t for n, s, t in pairs)
+
+
+def _dense(x: Tensor, samples: int) -> Tensor:
+    """x if it fills its memory without gaps (batch outermost if samples > 1), else a copy."""
+    if x.is_contiguous():
+        return x
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return x.contiguous()
+        expected *= size
+    if samples > 1 and x.stride(0) * samples != x.numel():
+        return x.contiguous()
+    return x
+
+
+def _laid_out(tensor: Tensor | None, like: Tensor) -> Tensor | None:
+    if tensor is None or _same_layout(tensor, like):
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def _launch(
+    x: Tensor,
+    uncond: Tensor | None,
+    cond: Tensor,
+    history: Sequence[Tensor],
+    noise: Tensor | None,
+    rows: Tensor,
+    *rest: Any,
+) -> None:
+    tensors = (x, uncond, cond, noise, rows, *history)
+    dtypes = [t.dtype for t in tensors if t is not None]
+    dtype = next((d for d in dtypes if d not in DTYPE_CODES), x.dtype)
+    launch = backends.resolve("affine_step", backends.Key(x.device.type, dtype))
+    launch(x, uncond, cond, history, noise, rows, *rest)
+
+
+def _empty(
+    x: Tensor, keeps: int, out_dtype: torch.dtype, x0_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    kept = [torch.empty_like(x, dtype=x0_dtype) for _ in range(keeps)]
+    return torch.empty_like(x, dtype=out_dtype), torch.empty_like(x, dtype=x0_dtype), kept
+
+
+def _functional(
+    x: Tensor,
+    uncond: Tensor | None,
+    cond: Tensor,
+    history: Sequence[Tensor],
+    noise: Tensor | None,
+    rows: Tensor,
+    step: Tensor | None,
+    keeps: int,
+    out_dtype: torch.dtype,
+    x0_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    x = _dense(x, rows.shape[1])
+    uncond, cond, noise = (_laid_out(t, x) for t in (uncond, cond, noise))
+    history = [_laid_out(h, x) for h in history]
+    x_next, x0, kept = _empty(x, keeps, out_dtype, x0_dtype)
+    _launch(x, uncond, cond, history, noise, rows, step, keeps, x_next, x0, kept, None, False)
+    return x_next, x0, kept
+
+
+def _out(
+    x: Tensor,
+    uncond: Tensor | None,
+    cond: Tensor,
+    history: Sequence[Tensor],
+    noise: Tensor | None,
+    rows: Tensor,
+    step: Tensor | None,
+    keeps: int,
+    *,
+    x_next: Tensor,
+    x0: Tensor | None = None,
+    kept: Sequence[Tensor],
+    model_input: Tensor | None = None,
+) -> None:
+    x, uncond, cond, noise = (_laid_out(t, x_next) for t in (x, uncond, cond, noise))
+    args = (x, uncond, cond, history, noise, rows, step, keeps)
+    _launch(*args, x_next, x0, kept, model_input, True)
+
+
+def _fake(
+    x: Tensor,
+    uncond: Tensor | None,
+    cond: Tensor,
+    history: Sequence[Tensor],
+    noise: Tensor | None,
+    rows: Tensor,
+    step: Tensor | None,
+    keeps: int,
+    out_dtype: torch.dtype,
+    x0_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    return _empty(_dense(x, rows.shape[1]), keeps, out_dtype, x0_dtype)
+
+
+def _through_dispatcher(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    return torch.ops.fastdiff.affine_step.default(*args)  # type: ignore[no-any-return]
+
+
+torch.library.impl("fastdiff::affine_step", "CompositeExplicitAutograd")(_functional)
+torch.library.impl("fastdiff::affine_step.out", "CompositeExplicitAutograd")(_out)
+torch.library.register_fake("fastdiff::affine_step")(_fake)
+torch.library.register_fake("fastdiff::affine_step.out")(lambda *args, **outputs: None)
+torch.library.register_autograd(
+    "fastdiff::affine_step",
+    affine_step_reference.backward,
+    setup_context=affine_step_reference.save_for_backward,
+)
+backends.register(
+    "affine_step",
+    reference="fastdiff.ops.affine_step_reference:launch",
+    cpu="fastdiff.ops.affine_step:launch_cpu",
+    triton="fastdiff.kernels.affine_step:launch",
+)
