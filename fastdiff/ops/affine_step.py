@@ -257,10 +257,14 @@ def _dense(x: Tensor, samples: int) -> Tensor:
     return x
 
 
-def _laid_out(tensor: Tensor | None, like: Tensor) -> Tensor | None:
-    if tensor is None or _same_layout(tensor, like):
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    if _same_layout(tensor, like):
         return tensor
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def _laid_out_if(tensor: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if tensor is None else _laid_out(tensor, like)
 
 
 def _launch(
@@ -299,8 +303,8 @@ def _functional(
     x0_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     x = _dense(x, rows.shape[1])
-    uncond, cond, noise = (_laid_out(t, x) for t in (uncond, cond, noise))
-    history = [_laid_out(h, x) for h in history]
+    cond, history = _laid_out(cond, x), [_laid_out(h, x) for h in history]
+    uncond, noise = _laid_out_if(uncond, x), _laid_out_if(noise, x)
     x_next, x0, kept = _empty(x, keeps, out_dtype, x0_dtype)
     _launch(x, uncond, cond, history, noise, rows, step, keeps, x_next, x0, kept, None, False)
     return x_next, x0, kept
@@ -321,7 +325,8 @@ def _out(
     kept: Sequence[Tensor],
     model_input: Tensor | None = None,
 ) -> None:
-    x, uncond, cond, noise = (_laid_out(t, x_next) for t in (x, uncond, cond, noise))
+    x, cond = _laid_out(x, x_next), _laid_out(cond, x_next)
+    uncond, noise = _laid_out_if(uncond, x_next), _laid_out_if(noise, x_next)
     args = (x, uncond, cond, history, noise, rows, step, keeps)
     _launch(*args, x_next, x0, kept, model_input, True)
 

@@ -36,7 +36,7 @@ def read_row(x: Tensor, rows: Tensor, step: Tensor | None, keeps: int, depth: in
     row = row.to(wide).t().reshape(rows.shape[2], *samples)
     width, end = H + depth, 7 + (1 + keeps) * (H + depth)
     estimate = torch.stack([row[1], torch.zeros_like(row[1]), row[2], row[3]])
-    matrix = row[7:end].unflatten(0, (1 + keeps, width))
+    matrix = row[7:end].reshape(1 + keeps, width, *samples)
     return Row(row[0], estimate, row[4], row[5], row[6], matrix, row[end], row[end + 1 :])
 
 
