@@ -27,7 +27,8 @@ def ddim(
         return Row(Weights(x=1.0))
     share = -math.expm1(-2 * h)  # < 0 where a caller walks towards the noise (inversion)
     variance = eta * eta * s1 * s1 * share if eta else 0.0
-    direction = math.sqrt(max(s1 * s1 - variance, 0.0))
+    # s'^2 - v = s'^2 (1 - eta^2 + eta^2 e^{-2h}), which keeps its digits for eta = 1 and large h
+    direction = s1 * math.sqrt(max((1 - eta) * (1 + eta) + eta * eta * math.exp(-2 * h), 0.0))
     noise = math.sqrt(variance) if variance > 0 else 0.0
     if use_clipped_model_output:  # n = (x - a d) / s
         return Row(Weights(x=direction / s, d=a1 - direction * a / s, z=noise))

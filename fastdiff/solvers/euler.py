@@ -37,14 +37,18 @@ def euler(
         nu = a * s_noise * sh * math.sqrt(gamma * (2 + gamma))
         # from x + nu z, along the line through the prediction of x_0
         return Row(
-            Weights(x=a1 / a * sh1 / hat, d=a1 * (1 - sh1 / hat), z=a1 / a * nu * sh1 / hat),
+            Weights(
+                x=a1 / a * sh1 / hat,
+                d=(grid.cross(i, i + 1) / a + a1 * gamma * sh) / hat,  # a' (1 - sh' / sh_hat)
+                z=a1 / a * nu * sh1 / hat,
+            ),
             churn=(nu, a * hat),
         )
     if sh1 == 0:
         return Row(Weights(d=a1))
     if a == 0:  # pure noise: x / a is infinite, x' = a' d + s' n is the same line
         return Row(Weights(d=a1, n=a1 * sh1))
-    return Row(Weights(x=a1 / a, n=a1 * (sh1 - sh)))
+    return Row(Weights(x=a1 / a, n=-grid.cross(i, i + 1) / a))
 
 
 def euler_ancestral(grid: Grid, i: int, k: int, *, eta: float = 1.0, s_noise: float = 1.0) -> Row:
@@ -53,9 +57,11 @@ def euler_ancestral(grid: Grid, i: int, k: int, *, eta: float = 1.0, s_noise: fl
     sh, sh1 = grid.ratio(i), grid.ratio(i + 1)
     if sh1 == 0:
         return Row(Weights(d=a1))
-    fresh = math.sqrt(max((sh - sh1) * (sh + sh1), 0.0)) / sh if a > 0 else 1.0
-    up = min(sh1, eta * sh1 * fresh)
-    down = math.sqrt((sh1 - up) * (sh1 + up))
     if a == 0:
-        return Row(Weights(d=a1, n=a1 * down, z=a1 * s_noise * up))
-    return Row(Weights(x=a1 / a, n=a1 * (down - sh), z=a1 * s_noise * up))
+        up = min(eta, 1.0) * sh1
+        return Row(Weights(d=a1, n=a1 * math.sqrt((sh1 - up) * (sh1 + up)), z=a1 * s_noise * up))
+    lost = grid.cross(i, i + 1) / (a * a1) * (sh + sh1)  # sh^2 - sh'^2
+    up = min(sh1, eta * sh1 * math.sqrt(max(lost, 0.0)) / sh)
+    down = math.sqrt((sh1 - up) * (sh1 + up))
+    # down - sh = (down^2 - sh^2) / (down + sh), without the difference of two near numbers
+    return Row(Weights(x=a1 / a, n=-a1 * (lost + up * up) / (down + sh), z=a1 * s_noise * up))

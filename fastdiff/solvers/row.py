@@ -75,7 +75,13 @@ class Grid:
             return -math.inf
         if b * s < a * t:
             return -self.span(j, i)
-        return math.log1p(_product_difference(b, s, a, t) / (a * t))
+        return math.log1p(self.cross(i, j) / (a * t))
+
+    def cross(self, i: int, j: int) -> float:
+        """alpha_j sigma_i - alpha_i sigma_j, rounded once: alpha_i alpha_j (ratio_i - ratio_j)."""
+        (a, s), (b, t) = self._level(i), self._level(j)
+        first = [p * q for p in _halves(b) for q in _halves(s)]
+        return math.fsum(first + [-p * q for p in _halves(a) for q in _halves(t)])
 
     def _level(self, i: int) -> tuple[float, float]:
         return float(self.alpha[i]), float(self.sigma[i])
@@ -86,12 +92,6 @@ def _halves(v: float) -> tuple[float, float]:
     shifted = v * (2.0**27 + 1)
     high = shifted - (shifted - v)
     return high, v - high
-
-
-def _product_difference(a: float, b: float, c: float, d: float) -> float:
-    """a b - c d, rounded once."""
-    first = [p * q for p in _halves(a) for q in _halves(b)]
-    return math.fsum(first + [-p * q for p in _halves(c) for q in _halves(d)])
 
 
 @dataclass(frozen=True)
