@@ -82,13 +82,14 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
         return [place, *(p for p in places if p[0] in after)]
 
     def _previous(self, t: int, index: int | None) -> int:
+        stride = self._state.facts[2] // (self.num_inference_steps or 1)
         if self.numerics == "faithful" and self.__dict__.get("_by_stride", True):
-            return t - int(self.config.num_train_timesteps) // int(self.num_inference_steps or 1)
+            return int(t - stride)
         times = self._timestep_values()
         if index is None:
             index = times.index(t) if t in times else None
         if index is None:
-            return t - int(self.config.num_train_timesteps) // int(self.num_inference_steps or 1)
+            return int(t - stride)
         return int(times[index + 1]) if index + 1 < len(times) else -1
 
     def step(
@@ -105,7 +106,8 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
         """One step, (B, *shape) -> (B, *shape), at any whole timestep; as diffusers."""
         if self.num_inference_steps is None:
             raise ValueError("step needs timesteps; call set_timesteps first")
-        rows = self._rows()
+        state, rows = self._ready()
+        direct, threshold, _ = state.facts
         t, index = self._time(timestep)
         place = (t, max(self._previous(t, index), -1), eta, use_clipped_model_output)
         noise = None
@@ -116,18 +118,20 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
             if noise is None:
                 noise = draw(model_output, generator, model_output.dtype)
         dtype = promote(sample, model_output)
-        direct = self._internal_dict["prediction_type"] == "sample"
         prev, x0, _ = self._apply(
             rows,
             place,
+            rows[place],
             sample,
             model_output,
             (),
             noise,
             dtype,
             model_output.dtype if direct else dtype,
-            threshold=self._threshold(),
+            0,
+            threshold,
         )
+        state.fused += 1
         if not return_dict:
             return prev, x0
         return DDIMSchedulerOutput(prev_sample=prev, pred_original_sample=x0)

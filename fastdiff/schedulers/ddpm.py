@@ -109,23 +109,26 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
                 model_output, timestep, sample, generator, return_dict
             )
             return out
-        rows = self._rows()
+        state, rows = self._ready()
+        direct, threshold, _ = state.facts
         t, index = self._time(timestep)
         place = (t, self._previous(t, index))
         noise = draw(model_output, generator, model_output.dtype) if t > 0 else None
         dtype = promote(sample, model_output)
-        direct = self._internal_dict["prediction_type"] == "sample"
         prev, x0, _ = self._apply(
             rows,
             place,
+            rows[place],
             sample,
             model_output,
             (),
             noise,
             dtype,
             model_output.dtype if direct else dtype,
-            threshold=self._threshold(),
+            0,
+            threshold,
         )
+        state.fused += 1
         if not return_dict:
             return prev, x0
         return DDPMSchedulerOutput(prev_sample=prev, pred_original_sample=x0)

@@ -159,6 +159,20 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
 
         return build
 
+    def _facts(self) -> Any:
+        config = self._internal_dict
+        learned = config["variance_type"] in LEARNED
+        data, prediction = config["algorithm_type"].endswith("++"), config["prediction_type"]
+        from_output = prediction == ("sample" if data else "epsilon")
+        bounds = (config["dynamic_thresholding_ratio"], config["sample_max_value"])
+        return (
+            f"variance_type={config['variance_type']!r}" if learned else "",
+            data,
+            from_output,
+            config["solver_order"],
+            bounds if config["thresholding"] else None,
+        )
+
     def _ahead(self, place: Any) -> Iterable[Place]:
         i, k = place
         top = self.config.solver_order - 1
@@ -179,56 +193,50 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
         """One step, (B, *shape) -> (B, *shape); as diffusers, in one pass over memory."""
         if self.num_inference_steps is None:
             raise ValueError("step needs timesteps; call set_timesteps first")
-        config = self._internal_dict
-        if config["variance_type"] in LEARNED:
-            self._reference(f"variance_type={config['variance_type']!r}")
+        state, rows = self._ready()
+        learned, data, from_output, order, threshold = state.facts
+        if learned:
+            self._reference(learned)
             out: SchedulerOutput | tuple[Tensor] = super().step(
                 model_output, timestep, sample, generator, variance_noise, return_dict
             )
             return out
-        rows = self._rows()
         if self._step_index is None:
             self._init_step_index(timestep)
         i: int = self._step_index  # type: ignore[assignment]
-        order: int = config["solver_order"]
-        past, k = self.model_outputs, min(self.lower_order_nums, order - 1)
-        place = (i, k)
+        done, past = self.lower_order_nums, self.model_outputs
+        place = (i, done if done < order else order - 1)
         entry = rows[place]
-        if config["prediction_type"] == "sample":
-            kept_dtype = model_output.dtype
-        else:
-            kept_dtype = promote(sample, model_output)
         noise = None
         if entry.draw:
             if variance_noise is None:
                 noise = draw(model_output, generator, torch.float32)
             else:
                 noise = variance_noise.to(model_output.device, torch.float32)
-        data = config["algorithm_type"].endswith("++")
-        if not data and config["prediction_type"] == "epsilon":
-            kept_dtype = model_output.dtype
-        history = past[: -1 - entry.reads : -1] if entry.reads else ()
-        threshold = None
-        if config["thresholding"]:
-            threshold = (config["dynamic_thresholding_ratio"], config["sample_max_value"])
+        # diffusers converts first: x' has the dtype of what it keeps
+        dtype = model_output.dtype if from_output else promote(sample, model_output)
+        reads = entry.reads
+        history = past[: -1 - reads : -1] if reads else ()
         prev, x0, kept = self._apply(
             rows,
             place,
+            entry,
             sample,
             model_output,
             history,
             noise,
-            kept_dtype,
-            kept_dtype,
+            dtype,
+            dtype,
             0 if data else 1,
             threshold,
         )
-        for j in range(order - 1):
-            past[j] = past[j + 1]
+        for j in range(1, order):
+            past[j - 1] = past[j]
         past[-1] = x0 if data else kept[0]
-        if self.lower_order_nums < order:
-            self.lower_order_nums += 1
+        if done < order:
+            self.lower_order_nums = done + 1
         self._step_index = i + 1
+        state.fused += 1
         return SchedulerOutput(prev_sample=prev) if return_dict else (prev,)
 
 

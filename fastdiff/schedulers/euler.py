@@ -60,6 +60,10 @@ class EulerStep(FusedStep):
 
         return build
 
+    def _facts(self) -> Any:
+        """True if x_0 is the raw output."""
+        return self._internal_dict["prediction_type"] in ("sample", "original_sample")
+
     def _ahead(self, place: Any) -> Iterable[Place]:
         i, numbers = place
         return [(j, numbers) for j in range(i, len(self.sigmas) - 1)]
@@ -83,7 +87,7 @@ class EulerStep(FusedStep):
                 "%s.step without scale_model_input: the network must get the scaled sample",
                 type(self).__name__,
             )
-        rows = self._rows()
+        state, rows = self._ready()
         if self._step_index is None:
             self._init_step_index(timestep)
         i: int = self._step_index  # type: ignore[assignment]
@@ -91,11 +95,12 @@ class EulerStep(FusedStep):
         entry = rows[place]
         noise = draw(model_output, generator, model_output.dtype) if entry.draw else None
         out = model_output.dtype
-        if self._internal_dict["prediction_type"] in ("sample", "original_sample"):
-            x0_dtype = out
-        else:  # diffusers takes the sample in float32
-            x0_dtype = torch.promote_types(torch.float32, out)
-        prev, x0, _ = self._apply(rows, place, sample, model_output, (), noise, out, x0_dtype)
+        # diffusers takes the sample in float32
+        x0_dtype = out if state.facts else torch.promote_types(torch.float32, out)
+        prev, x0, _ = self._apply(
+            rows, place, entry, sample, model_output, (), noise, out, x0_dtype
+        )
+        state.fused += 1
         self._step_index = i + 1
         return prev, x0
 

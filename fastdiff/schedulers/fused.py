@@ -41,6 +41,8 @@ class State:
         self.config: Any = None
         self.numerics = ""
         self.rows: Rows | None = None
+        self.facts: Any = None  # what a class reads from its config on every step
+        self.fused = 0
         self.timesteps: Tensor | None = None  # whose values are in `values`
         self.values: list[float] = []
         self.levels: NDArray[np.float64] | None = None  # alphas_cumprod on the host
@@ -48,7 +50,7 @@ class State:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
         copy = State()  # rows are found again by value; tensors of the copy are other tensors
-        copy.counts = self.counts.copy()
+        copy.counts, copy.fused = self.counts.copy(), self.fused
         return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -88,10 +90,15 @@ class FusedStep:
             state = self.__dict__["_fused"] = State()
         return state
 
-    def _rows(self) -> Rows:
-        """The rows for the schedule as it is now."""
-        state = self.__dict__.get("_fused") or self._state
-        source = self.__dict__[self._source]
+    def _facts(self) -> Any:
+        """What the class's step reads from the config, so that it reads it once."""
+        raise NotImplementedError
+
+    def _ready(self) -> tuple[State, Rows]:
+        """The state and the rows for the schedule as it is now."""
+        own = self.__dict__
+        state: State = own.get("_fused") or self._state
+        source = own[self._source]
         version = None if source.is_inference() else source._version
         if (
             state.rows is None
@@ -100,7 +107,7 @@ class FusedStep:
             or state.config is not self._internal_dict
             or state.numerics != self.numerics
             # an inference tensor keeps no version: compare its values at the start of a run
-            or (version is None and self.__dict__.get("_step_index", 0) is None)
+            or (version is None and own.get("_step_index", 0) is None)
         ):
             if self.numerics not in NUMERICS:
                 raise ValueError(
@@ -110,7 +117,8 @@ class FusedStep:
             state.rows = shared(key, self._builder)
             state.source, state.version = source, version
             state.config, state.numerics = self._internal_dict, self.numerics
-        return state.rows
+            state.facts = self._facts()
+        return state, state.rows
 
     # ---- where a step stands ------------------------------------------------------------------
 
@@ -179,6 +187,7 @@ class FusedStep:
         self,
         rows: Rows,
         place: Place,
+        entry: Entry,
         sample: Tensor,
         model_output: Tensor,
         history: Sequence[Tensor],
@@ -189,9 +198,6 @@ class FusedStep:
         threshold: tuple[float, float] | None = None,
     ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         """Run one row: (x', x_0, kept).  threshold: (quantile, largest bound), see threshold.py."""
-        entry = rows[place]
-        state: State = self.__dict__["_fused"]
-        state.counts["fused"] += 1
         if threshold is None:
             done = native(
                 entry.pointer, sample, model_output, history, noise, prev_dtype, x0_dtype, keeps

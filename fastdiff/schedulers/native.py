@@ -8,7 +8,6 @@ takes the op.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,23 +18,27 @@ from fastdiff import backends
 from fastdiff.ops.affine_step import DTYPE_CODES
 
 SERIAL_BELOW = 65_536  # elements; the kernel's own limit, so that asking for threads is saved
-_CODE = DTYPE_CODES.get
+_code = DTYPE_CODES.get
 _forced = backends._forced.get
-_recorders = (
-    torch._C._len_torch_dispatch_stack,
-    torch._C._functorch.peek_interpreter_stack,
-    torch._C._get_tracing_state,
-)
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transform = torch._C._functorch.peek_interpreter_stack
+_tracing = torch._C._get_tracing_state
+_compiling = torch.compiler.is_dynamo_compiling
+_forward_ad = torch.autograd.forward_ad
+_empty = torch.empty_like
+_float32 = torch.float32
 
 
-@functools.cache
-def _kernel() -> Callable[..., Any] | None:
+def _find() -> Callable[..., Any] | None:
     try:
         from fastdiff import _C
-    except ImportError:
+    except ImportError:  # built without a compiler: the op finds its reference
         return None
     kernel: Callable[..., Any] = _C.affine_step
     return kernel
+
+
+_kernel = _find()
 
 
 def native(
@@ -52,62 +55,43 @@ def native(
 
     row: address of one float32 row whose history has len(history) vectors.
     """
-    if type(x) is not Tensor or type(cond) is not Tensor:
-        return None
     shape = x.shape
-    operands = (x, cond, *history) if noise is None else (x, cond, noise, *history)
-    codes = 0
-    for tensor in operands:
+    plain = out_dtype is _float32 and x0_dtype is _float32
+    for tensor in (x, cond, *history) if noise is None else (x, cond, noise, *history):
+        # every one of these is a call into PyTorch; together 0.4 us a tensor
         if type(tensor) is not Tensor or not tensor.is_cpu or not tensor.is_contiguous():
             return None
         if tensor.requires_grad and torch.is_grad_enabled():
             return None
         if tensor is not x and tensor.shape != shape:
             return None
-        code = _CODE(tensor.dtype)
-        if code is None:
+        if tensor.dtype is not _float32:
+            plain = False
+            if _code(tensor.dtype) is None:
+                return None
+    if _kernel is None or _forced() not in (None, "cpu") or _compiling():
+        return None
+    if _dispatch_modes() or _transform() is not None or _tracing() is not None:
+        return None
+    if _forward_ad._current_level >= 0:
+        return None
+    if plain and x.dtype is _float32:
+        x_next, x0, codes = _empty(x), _empty(x), 0
+        kept = [_empty(x) for _ in range(keeps)] if keeps else ()
+    else:
+        if _code(out_dtype) is None or _code(x0_dtype) is None:
             return None
-        codes |= code
-    kernel = _kernel()
-    if kernel is None or _forced() not in (None, "cpu") or torch.compiler.is_compiling():
-        return None
-    if _recorders[0]() or _recorders[1]() is not None or _recorders[2]() is not None:
-        return None
-    if torch.autograd.forward_ad._current_level >= 0:
-        return None
-    x_next = torch.empty_like(x) if out_dtype is x.dtype else torch.empty_like(x, dtype=out_dtype)
-    x0 = torch.empty_like(x) if x0_dtype is x.dtype else torch.empty_like(x, dtype=x0_dtype)
-    kept = [torch.empty_like(x0) for _ in range(keeps)]
-    out = _CODE(out_dtype, -1), _CODE(x0_dtype, -1)
-    if -1 in out:
-        return None
-    if codes or out[0] or out[1]:
-        every = [x, None, cond, noise, x_next, x0, None, *history, *kept]
+        x_next, x0 = _empty(x, dtype=out_dtype), _empty(x, dtype=x0_dtype)
+        kept = [_empty(x0) for _ in range(keeps)]
         codes = 0
-        for i, tensor in enumerate(every):
+        for i, tensor in enumerate((x, None, cond, noise, x_next, x0, None, *history, *kept)):
             if tensor is not None:
                 codes |= DTYPE_CODES[tensor.dtype] << 2 * i
     numel = x.numel()
-    kernel(
-        row,
-        1,
-        0,
-        1,
-        numel,
-        keeps,
-        0,
-        1 if numel < SERIAL_BELOW else torch.get_num_threads(),
-        codes,
-        (
-            x.data_ptr(),
-            0,
-            cond.data_ptr(),
-            0 if noise is None else noise.data_ptr(),
-            x_next.data_ptr(),
-            x0.data_ptr(),
-            0,
-            *[h.data_ptr() for h in history],
-            *[r.data_ptr() for r in kept],
-        ),
-    )
+    threads = 1 if numel < SERIAL_BELOW else torch.get_num_threads()
+    z = 0 if noise is None else noise.data_ptr()
+    now = (x.data_ptr(), 0, cond.data_ptr(), z, x_next.data_ptr(), x0.data_ptr(), 0)
+    if history or keeps:
+        now = (*now, *[h.data_ptr() for h in history], *[r.data_ptr() for r in kept])
+    _kernel(row, 1, 0, 1, numel, keeps, 0, threads, codes, now)
     return x_next, x0, kept

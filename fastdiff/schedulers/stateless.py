@@ -41,7 +41,7 @@ class StatelessStep(FusedStep):
 
     def _following(self, call: Callable[..., Tensor], *args: Any) -> Tensor:
         """Run stock's code that moves alphas_cumprod to a device; the rows stay valid."""
-        self._rows()
+        self._ready()
         out = call(*args)
         state, moved = self._state, self.alphas_cumprod
         if moved is not state.source:
@@ -78,11 +78,15 @@ class StatelessStep(FusedStep):
             return OFF
         return Clip(-config["clip_sample_range"], config["clip_sample_range"])
 
-    def _threshold(self) -> tuple[float, float] | None:
+    def _facts(self) -> Any:
+        """(x_0 is the raw output, bounds of thresholding or None, stride of the timesteps)."""
         config = self._internal_dict
-        if not config["thresholding"]:
-            return None
-        return config["dynamic_thresholding_ratio"], config["sample_max_value"]
+        bounds = (config["dynamic_thresholding_ratio"], config["sample_max_value"])
+        return (
+            config["prediction_type"] == "sample",
+            bounds if config["thresholding"] else None,
+            config["num_train_timesteps"],
+        )
 
     def _custom_timesteps(
         self,
