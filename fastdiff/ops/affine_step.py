@@ -44,9 +44,18 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff import backends
 from fastdiff.ops import affine_step_reference
+from fastdiff.ops.affine_step_checks import (
+    check_arguments,
+    check_outputs,
+    check_overlap,
+    dense,
+    row_size,
+    same_layout,
+)
 from fastdiff.ops.affine_step_reference import affine_step_ref
 
-MAX_COLUMNS, MAX_VECTORS = 64, 25  # K; P + R
+__all__ = ["DTYPE_CODES", "affine_step", "affine_step_out", "affine_step_ref", "row_size"]
+
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 torch.library.define(
@@ -61,11 +70,6 @@ torch.library.define(
     "Tensor? step, int keeps, *, Tensor(b!) x_next, Tensor(c!)? x0=None, Tensor(d!)[] kept, "
     "Tensor(e!)? model_input=None) -> ()",
 )
-
-
-def row_size(keeps: int, depth: int) -> int:
-    """K, the columns of a row for P = keeps kept vectors and R = depth history tensors."""
-    return 7 + (1 + keeps) * (4 + depth) + 1 + keeps
 
 
 def affine_step(
@@ -84,7 +88,7 @@ def affine_step(
     """Return x_next (dtype out_dtype, default x's), x0 and the kept vectors (x0_dtype, default
     out_dtype) as new tensors; differentiable in x, uncond, cond, history and noise."""
     history = list(history)
-    _check(x, uncond, cond, history, noise, rows, step, keeps)
+    check_arguments(x, uncond, cond, history, noise, rows, step, keeps)
     out_dtype = out_dtype or x.dtype
     args = (x, uncond, cond, history, noise, rows, step, keeps, out_dtype, x0_dtype or out_dtype)
     tensors = (x, uncond, cond, noise, *history)
@@ -118,30 +122,8 @@ def affine_step_out(
     x_next, which is dense.  Not differentiable.
     """
     history, kept = list(history), list(kept)
-    _check(x, uncond, cond, history, noise, rows, step, keeps)
-    if len(kept) not in (0, keeps):
-        raise ValueError(f"kept must be empty or {keeps} tensors (keeps), got {len(kept)}")
-    written = {"x_next": x_next, "x0": x0, "model_input": model_input}
-    written |= {f"kept[{p}]": t for p, t in enumerate(kept)}
-    written |= {f"history[{r}]": t for r, t in enumerate(history)}
-    for name, out in written.items():
-        if out is None:
-            continue
-        if out.shape != x.shape or not _same_layout(out, x_next):
-            raise ValueError(
-                f"{name} must have the shape of x and the layout of x_next, {tuple(x.shape)} with "
-                f"strides {x_next.stride()}; got {tuple(out.shape)} with {out.stride()}. "
-                "Make it by torch.empty_like(x_next)"
-            )
-        if torch.is_grad_enabled() and out.requires_grad:
-            raise ValueError(
-                f"{name} requires grad, which the out form cannot give; use affine_step"
-            )
-    if _dense(x_next, rows.shape[1]) is not x_next:
-        raise ValueError(
-            "x_next must be dense, with the batch outermost if rows are per sample; got strides "
-            f"{x_next.stride()} for {tuple(x_next.shape)}. Make it by torch.empty(shape)"
-        )
+    check_arguments(x, uncond, cond, history, noise, rows, step, keeps)
+    check_outputs(x, rows, keeps, history, x_next, x0, model_input, kept)
     args = (x, uncond, cond, history, noise, rows, step, keeps)
     direct = not torch.compiler.is_compiling()
     direct = direct and backends.why_reference(x, x_next, uncond, cond, noise, *history) is None
@@ -177,88 +159,14 @@ def launch_cpu(
     _C.affine_step(*table, x.numel(), keeps, int(ring), threads, dtypes, addresses)
 
 
-def _check(
-    x: Tensor,
-    uncond: Tensor | None,
-    cond: Tensor,
-    history: list[Tensor],
-    noise: Tensor | None,
-    rows: Tensor,
-    step: Tensor | None,
-    keeps: int,
-) -> None:
-    named = {"x": x, "uncond": uncond, "cond": cond, "noise": noise}
-    named |= {f"history[{r}]": h for r, h in enumerate(history)}
-    for name, tensor in named.items():
-        if tensor is None:
-            continue
-        if tensor.shape != x.shape or tensor.device != x.device:
-            raise ValueError(
-                f"{name} must have the shape and device of x, {tuple(x.shape)} on {x.device}; got "
-                f"{tuple(tensor.shape)} on {tensor.device}. Try {name}.expand(..) or .to(x.device)"
-            )
-        if not tensor.is_floating_point():
-            raise TypeError(
-                f"{name} must be of a floating dtype, got {tensor.dtype}. Try {name}.float()"
-            )
-    columns, depth = row_size(keeps, len(history)), len(history)
-    if columns > MAX_COLUMNS or keeps + depth > MAX_VECTORS:
-        raise ValueError(
-            f"a row has at most {MAX_COLUMNS} columns, for at most {MAX_VECTORS} kept vectors and "
-            f"history tensors; got keeps={keeps} and {depth} history tensors ({columns} columns)"
-        )
-    samples = rows.shape[1] if rows.dim() == 3 else 0
-    batch = x.shape[0] if x.dim() else 1
-    if rows.dim() != 3 or rows.shape[2] != columns or samples not in (1, batch):
-        raise ValueError(
-            f"rows must be (steps, 1 or {batch}, {columns}) for keeps={keeps} and {depth} history "
-            f"tensors; got {tuple(rows.shape)}. One row of a table is table[i, None, :][None]"
-        )
-    if rows.dtype not in (torch.float32, torch.float64) or not rows.is_contiguous():
-        raise ValueError(
-            "rows must be contiguous float32 (float64 runs the reference), got strides "
-            f"{rows.stride()} of {rows.dtype}. Try rows.float().contiguous()"
-        )
-    if rows.device != x.device:
-        raise ValueError(f"rows must be on the device of x, {x.device}; got {rows.device}")
-    if step is None:
-        return
-    if step.dim() != 0 or step.dtype != torch.int32 or step.device != rows.device:
-        raise ValueError(
-            f"step must be a 0-d int32 tensor on the device of rows, {rows.device}; got "
-            f"{tuple(step.shape)} {step.dtype} on {step.device}. Try torch.tensor(i, "
-            "dtype=torch.int32, device=rows.device)"
-        )
-
-
 def _foreign(tensor: Tensor | None) -> bool:
     """Whether it is a tensor subclass that may not know this op."""
     known = (Tensor, torch.nn.Parameter, FakeTensor)
     return tensor is not None and type(tensor) not in known
 
 
-def _same_layout(a: Tensor, b: Tensor) -> bool:
-    """Whether equal offsets mean equal elements; strides of dimensions of size 1 do not count."""
-    pairs = zip(a.shape, a.stride(), b.stride(), strict=True)
-    return a.stride() == b.stride() or all(n == 1 or s == t for n, s, t in pairs)
-
-
-def _dense(x: Tensor, samples: int) -> Tensor:
-    """x if it fills its memory without gaps (batch outermost if samples > 1), else a copy."""
-    if x.is_contiguous():
-        return x
-    expected = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size != 1 and stride != expected:
-            return x.contiguous()
-        expected *= size
-    if samples > 1 and x.stride(0) * samples != x.numel():
-        return x.contiguous()
-    return x
-
-
 def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    if _same_layout(tensor, like):
+    if same_layout(tensor, like):
         return tensor
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
@@ -302,7 +210,7 @@ def _functional(
     out_dtype: torch.dtype,
     x0_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    x = _dense(x, rows.shape[1])
+    x = dense(x, rows.shape[1])
     cond, history = _laid_out(cond, x), [_laid_out(h, x) for h in history]
     uncond, noise = _laid_out_if(uncond, x), _laid_out_if(noise, x)
     x_next, x0, kept = _empty(x, keeps, out_dtype, x0_dtype)
@@ -325,6 +233,7 @@ def _out(
     kept: Sequence[Tensor],
     model_input: Tensor | None = None,
 ) -> None:
+    check_overlap(x, uncond, cond, history, noise, x_next, x0, kept, model_input)
     x, cond = _laid_out(x, x_next), _laid_out(cond, x_next)
     uncond, noise = _laid_out_if(uncond, x_next), _laid_out_if(noise, x_next)
     args = (x, uncond, cond, history, noise, rows, step, keeps)
@@ -343,7 +252,7 @@ def _fake(
     out_dtype: torch.dtype,
     x0_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    return _empty(_dense(x, rows.shape[1]), keeps, out_dtype, x0_dtype)
+    return _empty(dense(x, rows.shape[1]), keeps, out_dtype, x0_dtype)
 
 
 def _through_dispatcher(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
