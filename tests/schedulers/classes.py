@@ -6,7 +6,7 @@ mathematics and contract must then still pass, which tests the tests; what count
 
 import importlib
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 
@@ -37,3 +37,17 @@ def both(name: str, **config: Any) -> tuple[Any, Any]:
     mine = ours(name)(**config)
     mine.numerics = "faithful"
     return mine, stock(name)(**config)
+
+
+class Counted(NamedTuple):
+    """What the report of a scheduler says about its steps."""
+
+    fused: int
+    reference: dict[str, int]  # reason -> steps that diffusers' code or PyTorch ran
+    looked_up: int  # timesteps found by value
+
+
+def counted(scheduler: Any) -> Counted:
+    counts = scheduler.__dict__["_fused"].counts
+    other = {k: v for k, v in counts.items() if k.startswith("reference")}
+    return Counted(counts["fused"], other, counts["timesteps looked up by value"])

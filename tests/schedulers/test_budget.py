@@ -159,6 +159,6 @@ def test_the_fake_tells_copies_apart():
         assert [event.op for event in device.kernels] == ["_to_copy"]
         x.cpu(), (x + 1).sum().item(), bool(x[0] > 0), x.nonzero()
         assert len(device.syncs) == 4
-        assert (x[2:] + torch.tensor(1.0)).tolist() == [2.0] * 6  # a 0-d host tensor is a number
+        assert (x[2:] + torch.tensor(1.0)).value.sum() == 12  # a 0-d host tensor is a number
         with pytest.raises(RuntimeError, match="same device"):
             x + host

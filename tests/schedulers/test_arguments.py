@@ -1,0 +1,232 @@
+"""Arguments and results of `step`: noise, memory, gradients; add_noise and its like."""
+
+import pytest
+import torch
+
+from .classes import NAMES, SD, WITH_INDEX, both, counted, ours
+from .loops import SHAPE, answer, first_step, follow, latents, loop, same
+
+DPM, DDIM, EULER, EULER_A, DDPM = NAMES
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+NOISY = [
+    (DPM, SDE, {}),
+    (DDIM, {}, {"eta": 0.8}),
+    (EULER, {}, {"s_churn": 30.0}),
+    (EULER_A, {}, {}),
+    (DDPM, {}, {}),
+]
+
+
+class TestNoise:
+    @pytest.mark.parametrize("kind", ["list", "one in a list", "one", "global"])
+    @pytest.mark.parametrize(("name", "config", "call"), NOISY, ids=str)
+    def test_same_numbers_as_in_diffusers(self, name, config, call, kind):
+        def given():
+            many = [torch.Generator().manual_seed(j) for j in range(2)]
+            return {"list": many, "one in a list": many[:1], "one": many[0], "global": None}[kind]
+
+        runs, states = [], []
+        for s in both(name, **SD | config):
+            torch.manual_seed(5)
+            generator = given()
+            runs.append(loop(s, call=call | {"generator": generator}, steps=5))
+            ends = generator if isinstance(generator, list) else [generator]
+            states += [[g.get_state() if g else torch.get_rng_state() for g in ends]]
+        for a, b in zip(*runs, strict=True):
+            same(a, b)
+        assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+    @pytest.mark.parametrize(("name", "config", "call"), NOISY, ids=str)
+    def test_a_sample_does_not_depend_on_its_neighbours(self, name, config, call):
+        """With a list of generators, sample 1 of a batch is what it is alone."""
+        config = config | ({"clip_sample": True} if name in (DDIM, DDPM) else {})
+        s, t, e, x = first_step(name, **config)
+        many = [torch.Generator().manual_seed(j) for j in range(2)]
+        pair = s.step(e, t, x, generator=many, **call)[0]
+        s, t, _, _ = first_step(name, **config)
+        alone = s.step(e[1:], t, x[1:], generator=[torch.Generator().manual_seed(1)], **call)[0]
+        assert torch.equal(pair[1:], alone)
+
+    @pytest.mark.parametrize("length", [0, 1, 3])
+    @pytest.mark.parametrize(("name", "config", "call"), NOISY, ids=str)
+    def test_a_list_of_the_wrong_length_is_refused(self, name, config, call, length):
+        s, t, e, x = first_step(name, **config)
+        many = [torch.Generator() for _ in range(length)]
+        if length == 1:  # diffusers takes one generator in a list for all
+            s.step(e, t, x, generator=many, **call)
+            return
+        with pytest.raises(ValueError, match="generator"):
+            s.step(e, t, x, generator=many, **call)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+    @pytest.mark.parametrize(("name", "config", "call"), [NOISY[0], NOISY[1]], ids=str)
+    def test_variance_noise_takes_the_place_of_drawn_numbers(self, name, config, call, dtype):
+        z = torch.randn(SHAPE, generator=torch.Generator().manual_seed(9)).to(dtype)
+        if name == DDIM and dtype != torch.float32:  # the wider dtype wins in diffusers: see dtypes
+            z = z.to(torch.float16)
+        before = torch.get_rng_state()
+        follow(name, config=config, call=call | {"variance_noise": z})
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_variance_noise_and_a_generator_are_refused_together(self):
+        s, t, e, x = first_step(DDIM)
+        with pytest.raises(ValueError, match=r"generator.*variance_noise"):
+            s.step(e, t, x, eta=1.0, generator=torch.Generator(), variance_noise=x)
+        s.step(e, t, x, eta=0.0, generator=torch.Generator(), variance_noise=x)  # none is used
+
+    @pytest.mark.parametrize(("name", "config", "call"), [NOISY[0], NOISY[1]], ids=str)
+    def test_variance_noise_of_another_shape_is_refused(self, name, config, call):
+        s, t, e, x = first_step(name, **config)
+        with pytest.raises(ValueError, match="noise"):
+            s.step(e, t, x, variance_noise=torch.randn(2, 4, 6, 5), **call)
+
+
+class TestMemory:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_nothing_passed_in_is_written_and_results_are_fresh(self, name):
+        """Callbacks keep references to samples; a network may reuse its output buffer."""
+        s, kept = ours(name)(**SD), []
+        s.set_timesteps(6)
+        x = latents(s)
+        for i, t in enumerate(s.timesteps):
+            e = answer(s.scale_model_input(x, t), i)
+            copies = e.clone(), x.clone()
+            out = s.step(e, t, x)
+            assert torch.equal(e, copies[0])
+            assert torch.equal(x, copies[1])
+            prev = out.prev_sample
+            assert prev.data_ptr() not in (x.data_ptr(), e.data_ptr())
+            kept.append((prev, prev.clone(), out.get("pred_original_sample")))
+            e.fill_(torch.nan)
+            x = prev
+        assert all(torch.equal(a, b) for a, b, _ in kept)
+        assert len({a.data_ptr() for a, _, _ in kept}) == len(kept)
+
+    @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+    @pytest.mark.parametrize("name", NAMES[:4])
+    def test_an_output_buffer_used_again_does_not_reach_into_history(self, name, prediction):
+        """Where diffusers itself keeps the network's tensor (prediction "sample"), so may we."""
+        if prediction == "sample" and name in (DPM, EULER_A):
+            pytest.skip("kept by reference in diffusers, or not implemented there")
+
+        def run(reuse):
+            s = ours(name)(**SD, prediction_type=prediction)
+            s.set_timesteps(6)
+            x, buffer = latents(s), torch.empty(SHAPE)
+            torch.manual_seed(0)
+            for i, t in enumerate(s.timesteps):
+                e = answer(s.scale_model_input(x, t), i)
+                x = s.step(buffer.copy_(e) if reuse else e, t, x)[0]
+            return x
+
+        assert torch.equal(run(True), run(False))
+
+    @pytest.mark.parametrize(
+        "layout",
+        [
+            lambda x: x.to(memory_format=torch.channels_last),
+            lambda x: x.transpose(2, 3),
+            lambda x: x[:, :, ::2],
+            lambda x: x[:1].expand(2, -1, -1, -1),
+            lambda x: x[0],
+            lambda x: x.unsqueeze(2).repeat(1, 1, 3, 1, 1),
+            lambda x: x.flatten(2),
+        ],
+        ids=["channels_last", "transposed", "strided", "expanded", "3-d", "5-d", "tokens"],
+    )
+    @pytest.mark.parametrize("name", NAMES)
+    def test_any_layout_and_number_of_dimensions(self, name, layout):
+        mine, theirs = both(name, **SD)
+        x = layout(latents(mine))
+        results = []
+        for s in (mine, theirs):
+            s.set_timesteps(6)
+            y = x
+            for i, t in enumerate(s.timesteps[:3]):
+                e = layout(answer(latents(s, seed=i), i))
+                y = s.step(e, t, y, generator=torch.Generator().manual_seed(i))[0]
+            results.append(y)
+        same(*results)
+        assert results[0].stride() == results[1].stride()
+
+
+class TestGradients:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_gradcheck(self, name):
+        """Through two steps, so also through history; float64 runs in float64."""
+        s = ours(name)(**SD, **({"clip_sample": False} if name in (DDIM, DDPM) else {}))
+
+        def two_steps(e, x):
+            s.set_timesteps(6)
+            x0 = 0
+            for i, t in enumerate(s.timesteps[:2]):
+                scaled = s.scale_model_input(x, t)
+                out = s.step(e * (i + 1) + scaled, t, x, generator=torch.Generator().manual_seed(i))
+                x, x0 = out.prev_sample, x0 + out.get("pred_original_sample", 0)
+            return x + x0
+
+        g = torch.Generator().manual_seed(0)
+        e, x = (torch.randn(1, 2, 2, 2, generator=g).double().requires_grad_() for _ in range(2))
+        assert torch.autograd.gradcheck(two_steps, (e, x))
+
+    @pytest.mark.parametrize("config", [{}, {"thresholding": True}], ids=["plain", "thresholding"])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_gradients_are_those_of_diffusers(self, name, config):
+        if config and name in (EULER, EULER_A):
+            pytest.skip("no thresholding there")
+        grads = []
+        for s in both(name, **SD | config):
+            s.set_timesteps(6)
+            x = latents(s).requires_grad_()
+            e = answer(latents(s, seed=1), 1).requires_grad_()
+            y = x
+            for i, t in enumerate(s.timesteps[:3]):
+                y = s.step(e * (i + 1), t, y, generator=torch.Generator().manual_seed(i))[0]
+            y.square().sum().backward()
+            grads.append((x.grad, e.grad))
+        for a, b in zip(*grads, strict=True):
+            same(a, b)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_no_graph_where_none_was_asked_for(self, name):
+        s, t, e, x = first_step(name)
+        with torch.no_grad():
+            assert not s.step(e.requires_grad_(), t, x)[0].requires_grad
+        if name != DDPM:
+            assert counted(s).fused == 1
+
+
+class TestOtherMethods:
+    @pytest.mark.parametrize("moment", ["before", "told", "after a step"])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_add_noise(self, name, moment):
+        mine, theirs = both(name, **SD)
+        x, z = torch.randn(SHAPE), torch.randn(SHAPE)
+        results = []
+        for s in (mine, theirs):
+            s.set_timesteps(8)
+            if moment != "before" and name in WITH_INDEX:
+                s.set_begin_index(3)
+            if moment == "after a step":
+                s.step(z, s.timesteps[3], x, generator=torch.Generator())
+            results.append(s.add_noise(x, z, s.timesteps[[3, 5]]))
+            follow_up = s.step(z, s.timesteps[5], x, generator=torch.Generator().manual_seed(1))[0]
+            results.append(follow_up)
+        same(results[0], results[2])
+        same(results[1], results[3])
+
+    @pytest.mark.parametrize("name", [DDIM, DDPM, EULER])
+    def test_get_velocity(self, name):
+        mine, theirs = both(name, **SD)
+        x, z = torch.randn(SHAPE), torch.randn(SHAPE)
+        a, b = (s.get_velocity(x, z, s.timesteps[[3, 500]]) for s in (mine, theirs))
+        same(a, b)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_scale_model_input_and_init_noise_sigma(self, name):
+        mine, theirs = both(name, **SD, timestep_spacing="leading", steps_offset=1)
+        for s in (mine, theirs):
+            s.set_timesteps(8)
+        x = torch.randn(SHAPE)
+        assert float(mine.init_noise_sigma) == float(theirs.init_noise_sigma)
+        same(*(s.scale_model_input(x, s.timesteps[0]) for s in (mine, theirs)))

@@ -1,0 +1,83 @@
+"""What is wrong is said in words that name the argument, and the scheduler works afterwards."""
+
+import pytest
+import torch
+
+from .classes import NAMES, SD, WITH_INDEX, both, ours
+from .loops import SHAPE, answer, first_step, loop, same
+
+DPM, DDIM, EULER, EULER_A, DDPM = NAMES
+
+
+@pytest.mark.parametrize("name", [DPM, DDIM])
+def test_step_before_set_timesteps(name):
+    s = ours(name)(**SD)
+    with pytest.raises(ValueError, match="set_timesteps"):
+        s.step(torch.zeros(SHAPE), 1, torch.zeros(SHAPE))
+
+
+@pytest.mark.parametrize("name", [EULER, EULER_A])
+def test_euler_steps_on_the_training_levels_before_set_timesteps(name):
+    mine, theirs = both(name, **SD)
+    x = torch.randn(SHAPE)
+    a, b = (
+        s.step(answer(x, 0), s.timesteps[4], x, generator=torch.Generator())[0]
+        for s in (mine, theirs)
+    )
+    same(a, b)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 5), (2, 3, 6, 6), (2, 8, 6, 6), (4, 6, 6)])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_output_of_another_shape_is_named(name, shape):
+    s, t, _, x = first_step(name)
+    with pytest.raises(ValueError, match=r"model_output.*\(2, 4, 6, 6\)"):
+        s.step(torch.zeros(shape), t, x)
+
+
+def test_a_history_of_another_shape_is_named():
+    s = ours(DPM)(**SD)
+
+    def edit(i, s, x):
+        if i == 4:
+            s.model_outputs = [m[:, :, :2] for m in s.model_outputs]
+
+    with pytest.raises(ValueError, match=r"model_outputs|history"):
+        loop(s, edit)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_after_an_error_the_step_can_be_repeated(name):
+    s, t, e, x = first_step(name)
+    with pytest.raises(ValueError, match="model_output"):
+        s.step(e[:, :, :3], t, x)
+    clean, _, _, _ = first_step(name)
+    more = {"generator": torch.Generator().manual_seed(0)}
+    assert torch.equal(
+        s.step(e, t, x, **more)[0],
+        clean.step(e, t, x, generator=more["generator"].manual_seed(0))[0],
+    )
+    if name in WITH_INDEX:
+        assert s.step_index == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "named"),
+    [
+        (DPM, {}, "num_inference_steps"),
+        (DDIM, {}, "num_inference_steps"),
+        (DDIM, {"num_inference_steps": 2000}, "num_inference_steps"),
+        (DDPM, {"num_inference_steps": 2000}, "num_inference_steps"),
+        (DDPM, {"timesteps": [3, 7]}, "timesteps"),
+        (DDPM, {"timesteps": [1000, 7]}, "timesteps"),
+        (DPM, {"timesteps": [9, 3], "sigmas": [1.0, 0.0]}, "sigmas"),
+        (DPM, {"sigmas": [1.0, 2.0, 0.0]}, "sigmas"),
+        (EULER_A, {"sigmas": [3.0, float("nan")]}, "sigmas"),
+        (DDIM, {"timesteps": [[9, 3]]}, "timesteps"),
+        (DDIM, {"timesteps": ["a"]}, "timesteps"),
+    ],
+    ids=str,
+)
+def test_set_timesteps_names_what_is_wrong(name, given, named):
+    with pytest.raises(ValueError, match=named):
+        ours(name)(**SD).set_timesteps(**given)

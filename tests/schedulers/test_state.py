@@ -1,0 +1,261 @@
+"""State lives where diffusers keeps it, and whatever is done to it there has the same effect.
+
+Each test runs the loop of loops.py twice, with diffusers' class and with ours, and does to both
+what some pipeline does.
+"""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from .classes import NAMES, SD, WITH_INDEX, both, ours
+from .loops import SHAPE, answer, compare, follow, latents, loop, same
+
+DPM, DDIM, EULER, EULER_A, DDPM = NAMES
+VARIANTS = [
+    (DPM, {"solver_order": 3}),
+    (DPM, {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
+    (DPM, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+    (EULER, {"prediction_type": "v_prediction"}),
+    (EULER_A, {}),
+]
+STATELESS = [(DDIM, {"clip_sample": False}), (DDPM, {})]
+
+
+def each(*variants):
+    return pytest.mark.parametrize(("name", "config"), list(variants), ids=str)
+
+
+class TestSigmas:
+    @pytest.mark.parametrize("inference", [False, True], ids=["", "inference_mode"])
+    @each(*VARIANTS)
+    def test_last_one_overwritten_after_set_timesteps(self, name, config, inference):
+        """Cosmos2: sigmas[-1] = sigmas[-2], two equal levels."""
+
+        def ready(s):
+            s.sigmas[-1] = s.sigmas[-2]
+
+        with torch.inference_mode(inference):
+            mine, theirs = both(name, **SD | config)
+            compare(mine, theirs, ready=ready)
+            compare(mine, theirs)  # and a second run, with its own levels, is not affected
+            compare(mine, theirs, ready=ready)
+
+    def test_two_equal_levels_at_the_end_are_the_identity(self):
+        s = ours(DPM)(**SD, solver_order=3)
+
+        def ready(s):
+            s.sigmas[-1] = s.sigmas[-2]
+
+        seen = loop(s, ready=ready, steps=20)
+        assert all(torch.isfinite(x).all() for x in seen)
+        same(seen[-1], seen[-2], 1e-6)
+
+    @each(*VARIANTS)
+    def test_one_scaled_in_the_middle_of_a_run(self, name, config):
+        def edit(i, s, x):
+            if i == 3:
+                s.sigmas[5] *= 0.9
+
+        follow(name, edit, config)
+
+    @each(*VARIANTS)
+    def test_replaced_by_another_tensor(self, name, config):
+        def edit(i, s, x):
+            if i == 3:
+                s.sigmas = s.sigmas * 0.97
+
+        follow(name, edit, config)
+
+    @each(*STATELESS)
+    def test_alphas_cumprod_replaced_or_written(self, name, config):
+        def edit(i, s, x):
+            if i == 2:
+                s.alphas_cumprod = s.alphas_cumprod**1.1
+            if i == 4:
+                s.alphas_cumprod[300:] *= 0.9
+
+        follow(name, edit, config)
+
+
+class TestHistory:
+    DPM3 = VARIANTS[:3]
+
+    @each(*DPM3)
+    def test_overwritten_before_the_first_step(self, name, config):
+        """diffusers' own tests do this, with lower_order_nums still 0."""
+
+        def ready(s):
+            s.model_outputs = [torch.full(SHAPE, 0.3 * j) for j in range(s.config.solver_order)]
+
+        follow(name, config=config, ready=ready)
+
+    @each(*DPM3)
+    def test_overwritten_in_the_middle(self, name, config):
+        def edit(i, s, x):
+            if i == 4:
+                s.model_outputs = [m * 0.8 + 0.1 for m in s.model_outputs]
+
+        follow(name, edit, config)
+
+    @each(*DPM3)
+    def test_written_in_place(self, name, config):
+        def edit(i, s, x):
+            if i == 4:
+                s.model_outputs[-1].mul_(0.7)
+
+        follow(name, edit, config)
+
+    @each(*DPM3)
+    def test_cut_to_another_shape(self, name, config):
+        """ChronoEdit drops frames: sample and history go on with another shape."""
+
+        def edit(i, s, x):
+            if i == 4:
+                s.model_outputs = [m[:, :, :3].clone() for m in s.model_outputs]
+                return x[:, :, :3].clone()
+
+        follow(name, edit, config, call={"generator": torch.Generator().manual_seed(0)})
+
+    @each(*DPM3)
+    def test_the_counter_restarted(self, name, config):
+        def edit(i, s, x):
+            if i in (3, 5):
+                s.lower_order_nums = i - 3  # 0: first order next; 2: as if nothing had happened
+
+        follow(name, edit, config)
+
+    def test_is_kept_where_others_read_it(self):
+        mine, theirs = both(DPM, **SD, solver_order=3)
+        compare(mine, theirs)
+        assert mine.lower_order_nums == theirs.lower_order_nums == 3
+        for kept, reference in zip(mine.model_outputs, theirs.model_outputs, strict=True):
+            same(kept, reference)
+
+    def test_a_stale_history_cannot_be_read(self):
+        """Weights of 0 do not touch what they weigh: NaN left by somebody else stays away."""
+
+        def ready(s):
+            s.model_outputs = [torch.full(SHAPE, torch.nan)] * 3
+
+        seen = loop(ours(DPM)(**SD, solver_order=3), ready=ready)
+        assert all(torch.isfinite(x).all() for x in seen)
+
+
+class TestCopies:
+    @each(*VARIANTS, *STATELESS)
+    def test_deepcopy_in_the_middle(self, name, config):
+        """The copy goes on as the original would, and neither disturbs the other."""
+        whole, _ = both(name, **SD | config)
+        expected = loop(whole)
+        first, _ = both(name, **SD | config)
+        copies = []
+
+        def edit(i, s, x):
+            if i == 4:
+                copies.append(copy.deepcopy(s))
+                copies[0].step(answer(x, 9), s.timesteps[4], x)  # moves the copy on
+                copies.append(copy.deepcopy(s))
+
+        for a, b in zip(loop(first, edit), expected, strict=True):
+            assert torch.equal(a, b)
+        second = copies[1]
+        if name in WITH_INDEX:
+            assert second.step_index == 4
+            assert copies[0].step_index == 5
+            assert first.step_index == 8
+        kept = getattr(second, "model_outputs", [])
+        assert not any(a is b for a in kept for b in first.model_outputs)
+
+    @each(*VARIANTS, *STATELESS)
+    def test_dict_swapped_between_views(self, name, config):
+        """Panorama: one scheduler, and a deep copy of its __dict__ for each of several windows."""
+
+        def windows(s):
+            s.set_timesteps(6)
+            states, xs = [copy.deepcopy(s.__dict__) for _ in range(2)], []
+            xs = [latents(s, seed=j) for j in range(2)]
+            generator = torch.Generator().manual_seed(0)
+            for i, t in enumerate(s.timesteps):
+                for j in range(2):
+                    s.__dict__.update(states[j])
+                    e = answer(s.scale_model_input(xs[j], t), i + j)
+                    more = {} if name == DDIM else {"generator": generator}
+                    xs[j] = s.step(e, t, xs[j], **more).prev_sample
+                    states[j] = copy.deepcopy(s.__dict__)
+            return xs
+
+        mine, theirs = both(name, **SD | config)
+        for a, b in zip(windows(mine), windows(theirs), strict=True):
+            same(a, b)
+
+    @each(*VARIANTS, *STATELESS)
+    def test_pickled_in_the_middle(self, name, config):
+        whole, _ = both(name, **SD | config)
+        expected = loop(whole)[4]
+        half, _ = both(name, **SD | config)
+        kept = []
+
+        def edit(i, s, x):
+            if i == 4:
+                kept.extend([pickle.loads(pickle.dumps(s)), x])
+
+        loop(half, edit)
+        restored, x = kept
+        assert type(restored) is type(half)
+        assert restored.numerics == half.numerics
+        t = restored.timesteps[4]
+        if "algorithm_type" in config or name in (EULER_A, DDPM):
+            return  # noise: the generator was not kept
+        e = answer(restored.scale_model_input(x, t), 4)
+        assert torch.equal(restored.step(e, t, x).prev_sample, expected)
+
+
+class TestIndex:
+    @each(*VARIANTS)
+    @pytest.mark.parametrize("told", [True, False], ids=["told", "not told"])
+    @pytest.mark.parametrize("begin", [0, 1, 3, 7])
+    def test_a_run_from_the_middle(self, name, config, begin, told):
+        mine = follow(name, config=config, begin=begin, told=told)
+        assert mine.step_index == 8
+        assert mine.begin_index == (begin if told else None)
+
+    @each(*VARIANTS)
+    def test_step_index_written_back(self, name, config):
+        """LEDITS++ and Cosmos: _step_index -= 1 repeats a step."""
+
+        def edit(i, s, x):
+            if i in (2, 5):
+                s._step_index -= 1
+
+        follow(name, edit, config)
+
+    @each(*VARIANTS)
+    def test_step_index_forgotten(self, name, config):
+        def edit(i, s, x):
+            if i == 5:
+                s._step_index = None
+
+        follow(name, edit, config, told=False)
+
+    @each(*VARIANTS)
+    def test_timesteps_used_out_of_order_only_count(self, name, config):
+        """After the first step the counter rules, whatever timestep is passed."""
+
+        def out_of_order(s):
+            s.set_timesteps(8)
+            x, seen = latents(s), []
+            for j in (5, 2, 6):
+                t = s.timesteps[j]
+                s.scale_model_input(x, t)
+                x = s.step(answer(x, j), t, x, generator=torch.Generator().manual_seed(j))[0]
+                seen.append((x, s.step_index))
+            return seen
+
+        mine, theirs = both(name, **SD | config)
+        pairs = zip(out_of_order(mine), out_of_order(theirs), strict=True)
+        for (a, index), (b, reference) in pairs:
+            same(a, b)
+            assert index == reference
