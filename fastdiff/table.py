@@ -192,7 +192,8 @@ def _close(got: Floats, want: Floats, weights: Floats, *, signal_only: bool) -> 
 
 def _combine(weights: Floats, values: list[Floats]) -> Floats:
     """The sum over the operands whose weight is not exactly 0: the others are not read."""
-    return np.sum([w * v for w, v in zip(weights, values, strict=True) if w != 0], axis=0) + 0.0
+    read = [w * v for w, v in zip(weights, values, strict=True) if w != 0]
+    return np.asarray(np.sum(read, axis=0) + 0.0)
 
 
 def check_rings(rows: Floats, depths: tuple[int, ...], ages: Floats | None = None) -> None:
@@ -208,8 +209,8 @@ def check_rings(rows: Floats, depths: tuple[int, ...], ages: Floats | None = Non
     for j, line in enumerate(rows):
         size = (1 + keeps) * wide
         c = line[HEAD : HEAD + size].reshape(1 + keeps, wide)[:, COLUMNS:]
-        for slot in np.flatnonzero((c != 0).any(axis=0)):
-            if int(slot) not in written:
+        for slot in np.flatnonzero((c != 0).any(axis=0)).tolist():
+            if slot not in written:
                 raise ValueError(
                     f"row {j} of the table reads slot {slot}, which no row before it has written"
                 )

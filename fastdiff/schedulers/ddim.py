@@ -131,7 +131,6 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
             0,
             threshold,
         )
-        state.fused += 1
         if not return_dict:
             return prev, x0
         return DDIMSchedulerOutput(prev_sample=prev, pred_original_sample=x0)

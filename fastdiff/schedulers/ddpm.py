@@ -128,7 +128,6 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
             0,
             threshold,
         )
-        state.fused += 1
         if not return_dict:
             return prev, x0
         return DDPMSchedulerOutput(prev_sample=prev, pred_original_sample=x0)

@@ -204,7 +204,8 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
         if self._step_index is None:
             self._init_step_index(timestep)
         i: int = self._step_index  # type: ignore[assignment]
-        done, past = self.lower_order_nums, self.model_outputs
+        done = self.lower_order_nums
+        past: list[Any] = self.model_outputs
         place = (i, done if done < order else order - 1)
         entry = rows[place]
         noise = None
@@ -236,7 +237,6 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
         if done < order:
             self.lower_order_nums = done + 1
         self._step_index = i + 1
-        state.fused += 1
         return SchedulerOutput(prev_sample=prev) if return_dict else (prev,)
 
 

@@ -100,7 +100,6 @@ class EulerStep(FusedStep):
         prev, x0, _ = self._apply(
             rows, place, entry, sample, model_output, (), noise, out, x0_dtype
         )
-        state.fused += 1
         self._step_index = i + 1
         return prev, x0
 
@@ -171,8 +170,9 @@ class EulerDiscreteScheduler(EulerStep, diffusers.EulerDiscreteScheduler):  # ty
         return EulerDiscreteSchedulerOutput(prev_sample=prev, pred_original_sample=x0)
 
 
-class EulerAncestralDiscreteScheduler(  # type: ignore[misc]
-    EulerStep, diffusers.EulerAncestralDiscreteScheduler
+class EulerAncestralDiscreteScheduler(
+    EulerStep,
+    diffusers.EulerAncestralDiscreteScheduler,  # type: ignore[misc]
 ):
     """Drop-in for diffusers.EulerAncestralDiscreteScheduler; also with prediction_type "sample"."""
 

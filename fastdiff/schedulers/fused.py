@@ -22,6 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdiff import backends
 from fastdiff.ops.affine_step import affine_step
 from fastdiff.schedulers.native import native
 from fastdiff.schedulers.rows import Entry, Place, Rows, shared
@@ -203,8 +204,10 @@ class FusedStep:
                 entry.pointer, sample, model_output, history, noise, prev_dtype, x0_dtype, keeps
             )
             if done is not None:
+                self.__dict__["_fused"].fused += 1
                 return done
         self._check(model_output, sample, history)
+        self._count(sample, model_output, noise, history)
         wide = torch.float64 in (sample.dtype, model_output.dtype)
         dtype = torch.float64 if wide else torch.float32
         table = entry.on(sample.device, dtype)
@@ -225,11 +228,29 @@ class FusedStep:
             x0_dtype=x0_dtype,
         )
 
+    def _count(
+        self, sample: Tensor, model_output: Tensor, noise: Tensor | None, history: Sequence[Tensor]
+    ) -> None:
+        """Count a step that a kernel runs, or why the differentiable reference does."""
+        reason = backends.why_reference(sample, model_output, noise, *history)
+        if reason is None:
+            key = backends.Key(sample.device.type, sample.dtype)
+            if backends.chosen("affine_step", key) != "reference":
+                self._state.fused += 1
+                return
+            reason = f"no kernel for {sample.device.type} tensors here"
+        self._reference(reason)
+
     def _reference(self, reason: str) -> None:
-        """Count a step that diffusers' own code runs, and say why once."""
+        """Count a step that no kernel runs; with `strict`, refuse it."""
+        if self.__dict__.get("strict"):
+            raise RuntimeError(
+                f"{type(self).__name__} cannot run this step on a kernel: {reason}. "
+                "accelerate(.., strict=False) runs the PyTorch reference instead"
+            )
         counts = self._state.counts
         if not counts[f"reference: {reason}"]:
-            logger.warning("%s runs diffusers' own step: %s", type(self).__name__, reason)
+            logger.info("%s runs the PyTorch reference: %s", type(self).__name__, reason)
         counts[f"reference: {reason}"] += 1
 
 

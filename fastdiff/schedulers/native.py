@@ -57,6 +57,8 @@ def native(
     """
     shape = x.shape
     plain = out_dtype is _float32 and x0_dtype is _float32
+    every: tuple[Tensor | None, ...]
+    now: tuple[int, ...]
     for tensor in (x, cond, *history) if noise is None else (x, cond, noise, *history):
         # every one of these is a call into PyTorch; together 0.4 us a tensor
         if type(tensor) is not Tensor or not tensor.is_cpu or not tensor.is_contiguous():
@@ -84,9 +86,10 @@ def native(
         x_next, x0 = _empty(x, dtype=out_dtype), _empty(x, dtype=x0_dtype)
         kept = [_empty(x0) for _ in range(keeps)]
         codes = 0
-        for i, tensor in enumerate((x, None, cond, noise, x_next, x0, None, *history, *kept)):
-            if tensor is not None:
-                codes |= DTYPE_CODES[tensor.dtype] << 2 * i
+        every = (x, None, cond, noise, x_next, x0, None, *history, *kept)
+        for i, operand in enumerate(every):
+            if operand is not None:
+                codes |= DTYPE_CODES[operand.dtype] << 2 * i
     numel = x.numel()
     threads = 1 if numel < SERIAL_BELOW else torch.get_num_threads()
     z = 0 if noise is None else noise.data_ptr()

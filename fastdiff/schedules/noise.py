@@ -36,7 +36,7 @@ def betas(
     if schedule == "squaredcos_cap_v2":
         t = np.arange(steps + 1) / steps
         bar = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
-        return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
+        return np.asarray(np.minimum(1 - bar[1:] / bar[:-1], 0.999))
     if schedule not in DEFAULT_BETAS:
         raise ValueError(
             f"noise schedule must be one of {', '.join(BETA_SCHEDULES)}, flow; got {schedule!r}"
@@ -46,11 +46,11 @@ def betas(
     high = high if beta_end is None else beta_end
     if schedule == "linear":
         return np.linspace(low, high, steps)
-    return np.linspace(math.sqrt(low), math.sqrt(high), steps) ** 2
+    return np.asarray(np.linspace(math.sqrt(low), math.sqrt(high), steps) ** 2)
 
 
 def rescale_zero_terminal_snr(values: ArrayLike) -> Floats:
-    """Betas whose last level carries no signal, the first one unchanged (arXiv:2305.08891, alg. 1)."""
+    """Betas whose last level has no signal, the first one unchanged (arXiv:2305.08891, alg. 1)."""
     bar = np.sqrt(np.cumprod(1 - np.asarray(values, dtype=np.float64)))
     first, last = bar[0], bar[-1]
     bar = (bar - last) * first / (first - last)
@@ -107,7 +107,7 @@ class NoiseSchedule:
             )
         if rescale_betas_zero_snr:
             values = rescale_zero_terminal_snr(values)
-        cumulative = np.cumprod(1 - values)
+        cumulative = np.asarray(np.cumprod(1 - values), dtype=np.float64)
         if rescale_betas_zero_snr:
             cumulative[-1] = ZERO_SNR_FLOOR
         origin = {"schedule": "trained_betas", "rescale_betas_zero_snr": rescale_betas_zero_snr}

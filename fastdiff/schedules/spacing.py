@@ -53,7 +53,7 @@ def _leading(train_steps: int, n: int) -> Floats:
 
 
 def _trailing(train_steps: int, n: int) -> Floats:
-    return train_steps - train_steps / n * np.arange(n) - 1.0
+    return np.asarray(train_steps - 1 - np.arange(n) * (train_steps / n), dtype=np.float64)
 
 
 BY_LEVEL: dict[str, Callable[[float, float, int], Floats]] = {
