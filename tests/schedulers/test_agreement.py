@@ -3,10 +3,13 @@
 Let r be the run in float64 (double_precision.py), s diffusers' and o ours.  Tensor by tensor, for
 the samples and for the predictions of x_0 apart:
 
-    max |o - s| <= 1e-5 max |s|     or     rms(o - s) <= 2 * the worst rms(s - r) so far
+    max |o - s| <= 1e-5 max |s|     or     rms(o - s) <= c * the worst rms(s - r) so far
 
-The second is what diffusers itself loses in float32 (steps from sigma = 4096 of a zero-SNR schedule
-lose four digits); an error of ours cannot hide there, as it would have to be as small as theirs.
+with c = 2 for samples.  The second is what diffusers itself loses in float32 (steps from
+sigma = 4096 of a zero-SNR schedule lose four digits); an error of ours cannot hide there, as it
+would have to be as small as theirs.  For x_0, c = 4: at such noise levels it is a small difference
+of two large terms, whose error is mostly the rounding of their coefficients, two of ours (kx, ke)
+and one of theirs (sigma), each the same for all elements, so the ratio is that of three draws.
 Where diffusers is not finite (two equal noise levels), max |o - r| <= 1e-5 max |r|, a step between
 equal levels being the identity.  Where r is not finite either, ours need only not raise.
 Generators must end in the same state: same numbers drawn, in the same order and dtype.
@@ -50,7 +53,7 @@ def complaint(case: Case) -> str:
         sets = zip(gaps(ours, them), gaps(ours, them, "rms"), gaps(them, exact, "rms"), strict=True)
         for i, (largest, typical, theirs_lost) in enumerate(sets):
             lost = max(lost, theirs_lost)
-            if not (largest <= REL or typical <= 2 * lost):
+            if not (largest <= REL or typical <= (2, 4)[kind] * lost):
                 return (
                     f"{what} of step {i}: {largest:.1e} from diffusers (rms {typical:.1e}), "
                     f"which is {lost:.1e} from float64"

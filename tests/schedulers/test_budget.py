@@ -5,6 +5,7 @@ numbers, known from its code: per step DDIM waits 6 times for the device and DDP
 index host tables by a timestep on the device), DPM-Solver++ 2M launches 10 kernels.
 """
 
+import importlib
 import itertools
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from tests.fake_device import FakeDevice
 
-from .classes import NAMES, SD, WITH_INDEX, ours, stock
+from .classes import HOME, NAMES, SD, WITH_INDEX, ours, stock
 
 SHAPE = (1, 4, 64, 64)
 LATENT = 4 * 64 * 64
@@ -30,6 +31,16 @@ CASES = {
     "DDPMScheduler": [{"clip_sample": False}, {"variance_type": "fixed_large"}],
 }
 _fresh = itertools.count()
+
+
+@pytest.fixture
+def _subclasses_reach_the_op(monkeypatch):
+    """A GPU's tensors are plain and go to the kernel.  These are a subclass inside a dispatch mode,
+    for which fastdiff takes the reference: here that one call is the registered op, seen as one."""
+    if HOME.startswith("fastdiff"):
+        module = importlib.import_module("fastdiff.ops.affine_step")
+        op = torch.ops.fastdiff.affine_step.default
+        monkeypatch.setattr(module, "affine_step_ref", lambda *args: op(*args))
 
 
 class Seen:
@@ -64,6 +75,7 @@ def unique(config):
     return config | {"beta_start": 0.00085 + 1e-7 * next(_fresh)}
 
 
+@pytest.mark.usefixtures("_subclasses_reach_the_op")
 @pytest.mark.parametrize("told", [True, False], ids=["begin index", "no begin index"])
 @pytest.mark.parametrize(
     ("name", "config"), [(name, config) for name in NAMES for config in CASES[name]], ids=str
@@ -84,6 +96,7 @@ def test_one_kernel_a_step_no_sync_one_upload(name, config, told):
         assert all(len(events) <= 1 for events in seen.rest if name not in WITH_INDEX)
 
 
+@pytest.mark.usefixtures("_subclasses_reach_the_op")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_run_of_the_same_schedule_uploads_nothing(name):
     config = unique(CASES[name][0])
@@ -92,6 +105,7 @@ def test_a_second_run_of_the_same_schedule_uploads_nothing(name):
         assert Seen(ours(name), config, True, device).of("upload") == []
 
 
+@pytest.mark.usefixtures("_subclasses_reach_the_op")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_starts_in_the_middle_has_the_same_budget(name):
     """Image to image: a slice of the timesteps, the first index not known otherwise."""

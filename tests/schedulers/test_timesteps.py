@@ -142,7 +142,7 @@ def test_a_timestep_that_is_nowhere_is_an_error_in_words(name):
     ("name", "config"),
     [
         (DPM, {"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}),
-        (EULER, {"beta_schedule": "squaredcos_cap_v2", "use_beta_sigmas": True}),
+        (EULER, {"use_beta_sigmas": True, "sigma_max": 40.0}),
     ],
     ids=str,
 )
