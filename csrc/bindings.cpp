@@ -41,7 +41,7 @@ void set_isa(const std::string& wanted) {
     known += (known.empty() ? "" : ", ") + std::string(kIsas[i]);
   }
   throw py::value_error("isa must be one of those this build and this CPU have (" + known +
-                        "), got " + wanted);
+                        "), got '" + wanted + "'");
 }
 
 // Refuse what would read or write where there is nothing; returns whether the row is sound.

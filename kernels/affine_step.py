@@ -110,7 +110,7 @@ def affine_step_kernel(
 
     past = ()
     for r in tl.static_range(R):
-        past = (*past, _read(history[r], at, inside, _reads(row, 4 + r, 1 + P, R)))
+        past = past + (_read(history[r], at, inside, _reads(row, 4 + r, 1 + P, R)),)
     results = ()
     for j in tl.static_range(1 + P):
         total = _add(tl.zeros((BLOCK,), tl.float32), _weight(row, j, 0, R), x)
@@ -120,7 +120,7 @@ def affine_step_kernel(
             total = _add(total, _weight(row, j, 3, R), z)
         for r in tl.static_range(R):
             total = _add(total, _weight(row, j, 4 + r, R), past[r])
-        results = (*results, total)
+        results = results + (total,)
 
     # All of an element is read by now, and its thread alone writes it: x_next may be x.
     tail = row + 7 + (1 + P) * (4 + R)

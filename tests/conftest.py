@@ -1,0 +1,10 @@
+"""Settings of every test run: no network, and the same hypothesis examples each time."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import hypothesis  # noqa: E402
+
+hypothesis.settings.register_profile("fastdiff", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("fastdiff")
