@@ -189,7 +189,8 @@ def plan(
         perfect(prediction, float(grid.alpha[i]), float(grid.sigma[i]), float(scales[i]))
         for i in range(begin, steps)
     ]
-    check(rows, grid, begin, chosen.depths, outputs)
+    silent = draws[begin:] & (options.get("s_noise", 1.0) == 0)
+    check(rows, grid, begin, chosen.depths, outputs, silent)
     check_rings(rows, chosen.depths, by_age)
     table = np.repeat(rows[:, None, :], g.shape[1], axis=1)
     table[:, :, G] = g[begin:]

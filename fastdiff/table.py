@@ -140,14 +140,21 @@ def to_slots(rows: Floats, depths: tuple[int, ...]) -> Floats:
 
 
 def check(
-    rows: Floats, grid: Grid, begin: int, depths: tuple[int, ...], outputs: ArrayLike | None = None
+    rows: Floats,
+    grid: Grid,
+    begin: int,
+    depths: tuple[int, ...],
+    outputs: ArrayLike | None = None,
+    silent: ArrayLike | None = None,
 ) -> None:
     """Every row must carry signal and noise: x = a x_0 + s n in, x' = a' x_0 + s' n out.
 
     The table itself is run on the two coordinates (x_0, n) of a perfect network, rings included, so
     a wrong sign, factor or slot raises here.  Rows that draw noise must only carry the signal.
-    outputs (N, 2) is what that network returns; without it, whatever makes m = x_0 (a table of
-    which the prediction is not known).
+
+    outputs  (N, 2), what that network returns; None: whatever makes m = x_0 (a table of which the
+             prediction is not known)
+    silent   (N,) bool, rows that draw noise with weight 0 (s_noise = 0)
     """
     keeps, history = len(depths), sum(depths)
     wide = COLUMNS + history
@@ -172,7 +179,8 @@ def check(
         values = [x, estimate, raw, np.zeros(2), *ring]
         moved = [_combine(weights, values) for weights in c]
         want = np.array([grid.alpha[i + 1], grid.sigma[i + 1]])
-        if not _close(moved[0], want, c[0], signal_only=c[0, Z] != 0):
+        drawn = c[0, Z] != 0 or (silent is not None and bool(np.asarray(silent)[j]))
+        if not _close(moved[0], want, c[0], signal_only=drawn):
             raise ValueError(
                 f"row {j} of the table does not carry signal and noise to grid point {i + 1}: it "
                 f"makes {moved[0][0]:.12g} x_0 + {moved[0][1]:.12g} n of "
