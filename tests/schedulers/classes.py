@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import diffusers
 
+import fastdiff
+
 NAMES = (
     "DPMSolverMultistepScheduler",
     "DDIMScheduler",
@@ -48,6 +50,7 @@ class Counted(NamedTuple):
 
 
 def counted(scheduler: Any) -> Counted:
-    counts = scheduler.__dict__["_fused"].counts
-    other = {k: v for k, v in counts.items() if k.startswith("reference")}
-    return Counted(counts["fused"], other, counts["timesteps looked up by value"])
+    """Read the one row that `fastdiff.report` has for a scheduler."""
+    (row,) = fastdiff.report(scheduler)
+    other = {k: n for k, n in row.calls.items() if k.startswith("reference")}
+    return Counted(row.calls["fused"], other, row.calls.get("timesteps looked up by value", 0))

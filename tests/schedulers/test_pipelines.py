@@ -1,0 +1,129 @@
+"""Real Stable Diffusion pipelines, txt2img, img2img and inpaint: ours against diffusers, same seed.
+
+A picture of 8 bits has room for float32's rounding: fp32 latents that agree to 1e-5 become colours
+that agree to about 1e-5 * 255, so a pixel differs by one level only where its colour lay that close
+to a rounding boundary: about 1 in 200.  More than one level nowhere, and 99 % of the values equal,
+leaves no room for any error that could be seen.  With the networks' floats compared directly
+the agreement is 1e-4, the rounding of the schedulers amplified by the guided random network.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import fastdiff
+
+from .classes import NAMES, SD, both, counted, ours, stock
+from .pipelines import KINDS, inputs, networks, pipeline
+
+DPM, DDIM, EULER, EULER_A, DDPM = NAMES
+CONFIGS = {
+    DPM: [{"use_karras_sigmas": True}, {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}],
+    DDIM: [{"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}],
+    EULER: [{}, {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}],
+    EULER_A: [{}],
+    DDPM: [{"clip_sample": False}],
+}
+BUILT_IN = Path(fastdiff.__file__).parent / "shapes" / "weights" / "base"
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return networks()
+
+
+def levels(images):
+    """As the pipelines' own conversion to PIL rounds them."""
+    return (images * 255).round().astype(np.int16)
+
+
+def assert_same_pictures(ours_, theirs):
+    assert ours_.shape == theirs.shape
+    assert theirs.std() > 0.02  # there is something to see
+    difference = np.abs(levels(ours_) - levels(theirs))
+    assert difference.max() <= 1
+    assert (difference == 0).mean() >= 0.99
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "config"), [(name, config) for name in NAMES for config in CONFIGS[name]], ids=str
+)
+def test_the_pictures_are_those_of_diffusers(parts, kind, name, config):
+    mine, theirs = both(name, **SD | config)
+    call = {"eta": 0.4} if name == DDIM else {}
+    results = [pipeline(s, kind, parts)(**inputs(kind, **call)).images for s in (mine, theirs)]
+    assert_same_pictures(*results)
+    assert np.abs(results[0] - results[1]).max() < 1e-4
+    fused = counted(mine)
+    assert fused.fused == (8 if kind == "txt2img" else 5)  # strength 0.7 of 8
+    assert not fused.reference
+    assert fused.looked_up == 0
+
+
+def test_a_wrong_scheduler_would_be_seen(parts):
+    """The random network's pictures do depend on the solver: order 1 is not order 2."""
+    pictures = [
+        pipeline(stock(DPM)(**SD, solver_order=order), parts=parts)(**inputs("txt2img")).images
+        for order in (1, 2)
+    ]
+    assert (np.abs(levels(pictures[0]) - levels(pictures[1])) > 1).mean() > 0.2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_accelerated_pipeline_draws_the_same(parts, name):
+    pipe = pipeline(stock(name)(**SD), parts=parts)
+    before = pipe(**inputs("txt2img")).images
+    assert fastdiff.accelerate(pipe) is pipe
+    assert_same_pictures(pipe(**inputs("txt2img")).images, before)
+    assert counted(pipe.scheduler).fused == 8
+    fastdiff.restore(pipe)
+    assert np.array_equal(pipe(**inputs("txt2img")).images, before)
+
+
+def test_the_latents_of_every_step_agree(parts):
+    """Seen by a callback, as previewers do; none is changed afterwards."""
+    seen = []
+    for s in both(DPM, **SD):
+        kept = []
+
+        def keep(pipe, i, t, values, kept=kept):
+            kept.append((values["latents"], values["latents"].clone()))
+            return values
+
+        pipeline(s, parts=parts)(**inputs("txt2img", callback_on_step_end=keep))
+        assert all(torch.equal(a, b) for a, b in kept)
+        seen.append([a for a, _ in kept])
+    assert len(seen[0]) == 8
+    for a, b in zip(*seen, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * b.abs().max()
+
+
+def test_custom_timesteps_and_sigmas_reach_the_scheduler(parts):
+    pipe = pipeline(ours(DPM)(**SD), parts=parts)
+    pipe(**inputs("txt2img", steps=None, timesteps=[900, 600, 300, 50]))
+    assert pipe.scheduler.timesteps.tolist() == [900, 600, 300, 50]
+    pipe(**inputs("txt2img", steps=None, sigmas=[10.0, 3.0, 1.0, 0.2]))
+    assert pipe.scheduler.sigmas.tolist() == pytest.approx([10.0, 3.0, 1.0, 0.2, 0.0])
+
+
+@pytest.mark.skipif(not BUILT_IN.is_dir(), reason="the built-in model's weights are not there")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_built_in_model_draws_the_same(name):
+    pipe = StableDiffusionPipeline.from_pretrained(BUILT_IN, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    config, pictures = pipe.scheduler.config, []
+    for cls in (ours(name), stock(name)):
+        pipe.scheduler = cls.from_config(config)
+        pictures.append(
+            pipe(
+                ["a red circle above a blue square", "a green cross"],
+                num_inference_steps=10,
+                generator=[torch.Generator().manual_seed(j) for j in range(2)],
+                output_type="np",
+            ).images
+        )
+    assert_same_pictures(*pictures)
