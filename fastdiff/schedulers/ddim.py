@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.schedulers.fused import Entry, Place, draw, promote
-from fastdiff.schedulers.stateless import StatelessStep, step_grid, to_tensor
+from fastdiff.schedulers.stateless import StatelessStep, first_conversion, step_grid, to_tensor
 from fastdiff.solvers.ddim import ddim
-from fastdiff.table import conversion, encode, noise_from_data
+from fastdiff.table import encode, noise_from_data
 
 _CONFIG = ("prediction_type", "clip_sample", "clip_sample_range", "thresholding")
 
@@ -62,6 +62,7 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
         config, levels = dict(self._internal_dict), self._levels()
         final, clip = float(self.final_alpha_cumprod), self._clip()
         prediction = config["prediction_type"]
+        bounded = config["thresholding"] or config["clip_sample"]
 
         def build(place: Any) -> Entry:
             t, prev, eta, clipped = place
@@ -69,7 +70,7 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
             row = ddim(grid, 0, 0, eta=eta)
             if clipped:
                 row = noise_from_data(row, float(grid.alpha[0]), float(grid.sigma[0]))
-            numbers = conversion(prediction, grid, 0, 1.0, None)
+            numbers = first_conversion(prediction, grid, bounded)
             return Entry(encode(row, numbers, clip=clip), draw=eta > 0, reads=0)
 
         return build
@@ -78,7 +79,7 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
         t, _, eta, clipped = place
         times = [int(v) for v in self._timestep_values()]
         after = [v for v in times if v < t] if t in times else []
-        places = [(v, self._previous(v, i), eta, clipped) for i, v in enumerate(times)]
+        places = [(v, max(self._previous(v, i), -1), eta, clipped) for i, v in enumerate(times)]
         return [place, *(p for p in places if p[0] in after)]
 
     def _previous(self, t: int, index: int | None) -> int:

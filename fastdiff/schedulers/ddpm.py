@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.schedulers.fused import Entry, Place, draw, promote
-from fastdiff.schedulers.stateless import StatelessStep, step_grid, to_tensor
+from fastdiff.schedulers.stateless import StatelessStep, first_conversion, step_grid, to_tensor
 from fastdiff.solvers.ddpm import ddpm
-from fastdiff.table import conversion, encode
+from fastdiff.table import encode
 
 _CONFIG = ("prediction_type", "clip_sample", "clip_sample_range", "thresholding", "variance_type")
 LEARNED = ("learned", "learned_range")
@@ -63,13 +63,14 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
     def _builder(self) -> Callable[[Place], Entry]:
         config, levels, clip = dict(self._internal_dict), self._levels(), self._clip()
         prediction = config["prediction_type"]
+        bounded = config["thresholding"] or config["clip_sample"]
         variance = "large" if "large" in config["variance_type"] else "small"
 
         def build(place: Any) -> Entry:
             t, prev = place
             grid = step_grid(levels, t, prev, 1.0)
             row = ddpm(grid, 0, 0, variance=variance)
-            numbers = conversion(prediction, grid, 0, 1.0, None)
+            numbers = first_conversion(prediction, grid, bounded)
             return Entry(encode(row, numbers, clip=clip, draws=t > 0), draw=t > 0, reads=0)
 
         return build

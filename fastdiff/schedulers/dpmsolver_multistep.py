@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import descending, vector
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote
 from fastdiff.schedulers.quirks import parameters
@@ -154,19 +155,25 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
             row = Row(move, () if data else (NOISE,))
             if thresholding:  # the noise follows from the thresholded x_0
                 row = noise_from_data(row, float(grid.alpha[i]), float(grid.sigma[i]))
-            numbers = encode(row, conversion(prediction, grid, i, 1.0, None))
-            return Entry(numbers, draw=sde, reads=len(row.next.h))
+            if prediction == "flow_prediction":  # diffusers takes the entry of sigmas as it is
+                numbers = Conversion(1.0, -float(sigmas[i]), 1.0, 1.0 - float(sigmas[i]))
+            else:
+                numbers = conversion(prediction, grid, i, 1.0, None)
+            if not data:  # x_0, for its threshold, comes from the noise
+                a, s = float(grid.alpha[i]), float(grid.sigma[i])
+                kx, ke = (1 - s * numbers.qx) / a, -s * numbers.qe / a
+                numbers = numbers._replace(kx=kx, ke=ke)
+            return Entry(encode(row, numbers), draw=sde, reads=len(row.next.h))
 
         return build
 
     def _facts(self) -> Any:
         config = self._internal_dict
-        learned = config["variance_type"] in LEARNED
         data, prediction = config["algorithm_type"].endswith("++"), config["prediction_type"]
         from_output = prediction == ("sample" if data else "epsilon")
         bounds = (config["dynamic_thresholding_ratio"], config["sample_max_value"])
         return (
-            f"variance_type={config['variance_type']!r}" if learned else "",
+            config["variance_type"] in LEARNED,
             data,
             from_output,
             config["solver_order"],
@@ -195,12 +202,8 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
             raise ValueError("step needs timesteps; call set_timesteps first")
         state, rows = self._ready()
         learned, data, from_output, order, threshold = state.facts
-        if learned:
-            self._reference(learned)
-            out: SchedulerOutput | tuple[Tensor] = super().step(
-                model_output, timestep, sample, generator, variance_noise, return_dict
-            )
-            return out
+        if learned and model_output.shape[1] == 2 * sample.shape[1]:
+            model_output = model_output[:, : sample.shape[1]]  # the rest is the learned variance
         if self._step_index is None:
             self._init_step_index(timestep)
         i: int = self._step_index  # type: ignore[assignment]

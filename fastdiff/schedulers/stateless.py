@@ -14,11 +14,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import descending, vector
 from fastdiff.schedulers.fused import FusedStep
 from fastdiff.schedulers.timestep import host_value, view_index
 from fastdiff.solvers.row import Grid
-from fastdiff.table import OFF, Clip
+from fastdiff.table import OFF, Clip, conversion
+
+BEYOND = 1e18  # stands for 1 / 0 where the result is bounded anyway
 
 
 class StatelessStep(FusedStep):
@@ -123,6 +126,23 @@ class StatelessStep(FusedStep):
                 f"got {num_inference_steps}"
             )
         return whole
+
+
+def first_conversion(prediction: str, grid: Grid, bounded: bool) -> Conversion:
+    """x_0 and n at the first level of the step; bounded: x_0 is clipped or thresholded.
+
+    Without signal (alpha = 0, rescale_betas_zero_snr) an epsilon says nothing of x_0 but, once it
+    is bounded, its sign: diffusers divides by 0 and clamps the infinity.
+    """
+    if grid.alpha[0] > 0 or prediction != "epsilon":
+        return conversion(prediction, grid, 0, 1.0, None)
+    if not bounded:
+        raise ValueError(
+            "prediction_type 'epsilon' cannot start where there is no signal (alphas_cumprod = 0, "
+            "rescale_betas_zero_snr=True); such models predict 'v_prediction' or 'sample', or use "
+            "timestep_spacing='leading'"
+        )
+    return Conversion(BEYOND, -BEYOND * float(grid.sigma[0]), 0.0, 1.0)
 
 
 def step_grid(levels: NDArray[np.float64], t: int, prev: int, final: float) -> Grid:

@@ -23,8 +23,6 @@ def ddim(
     if s1 == 0:
         return Row(Weights(d=a1))
     h = grid.span(i, i + 1)
-    if h == 0 and eta == 0 and not use_clipped_model_output:
-        return Row(Weights(x=1.0))
     share = -math.expm1(-2 * h)  # < 0 where a caller walks towards the noise (inversion)
     variance = eta * eta * s1 * s1 * share if eta else 0.0
     # s'^2 - v = s'^2 (1 - eta^2 + eta^2 e^{-2h}), which keeps its digits for eta = 1 and large h

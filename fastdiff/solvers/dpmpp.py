@@ -81,6 +81,8 @@ def dpmpp(
     if h == 0:  # two equal noise levels: nothing to do
         return Row(Weights(x=1.0, h=(0.0,) * past), (kept,) if past else ())
 
+    if h < 0:  # towards the noise there is no reverse SDE: the ODE (diffusers: NaN)
+        eta = 0.0
     if predict == "data":
         z = (1 + eta) * h
         x = s1 / s * math.exp(-eta * h)
