@@ -75,7 +75,7 @@ def encode(
     history = len(row.next.h)
     keeps = len(row.keep)
     out = np.empty(width(keeps, history))
-    nu = row.churn[0] if row.churn is not None else 0.0
+    nu = row.churn[0] if row.churn is not None and draws else 0.0
     out[:HEAD] = (
         guidance,
         numbers.kx,
@@ -134,7 +134,7 @@ def to_slots(rows: Floats, depths: tuple[int, ...]) -> Floats:
             for age in range(1, depth + 1):
                 slot = first + (j - age) % depth
                 c[:, COLUMNS + slot] = old[:, COLUMNS + first + age - 1]
-            line[len(line) - keeps + p] = first + j % depth
+            line[len(line) - keeps + p] = first + j % depth if depth else -1  # only returned
             first += depth
     return out
 
