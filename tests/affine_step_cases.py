@@ -49,7 +49,7 @@ def exact(rows, step, keeps, *, x, cond, uncond=None, noise=None, history=()):
     def number(tensor):
         return np.asarray(tensor.double().cpu().contiguous().numpy())
 
-    depth, shape = len(history), tuple(x.shape)
+    depth = len(history)
     table = number(rows)[step]
     results = []
     for b in range(table.shape[0]):
@@ -72,7 +72,10 @@ def exact(rows, step, keeps, *, x, cond, uncond=None, noise=None, history=()):
         after = [total(weights, vectors) for weights in matrix]
         c_in = row[7 + (1 + keeps) * (4 + depth)]
         results.append([after[0], m, *after[1:], c_in * after[0]])
-    joined = [np.concatenate(part, axis=0) if len(shape) else part[0] for part in zip(*results)]
+    joined = [
+        np.concatenate(part, axis=0) if len(results) > 1 else part[0]
+        for part in zip(*results, strict=True)
+    ]
     return joined[0], joined[1], joined[2:-1], joined[-1]
 
 

@@ -4,7 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import hypothesis  # noqa: E402
+import hypothesis
 
 hypothesis.settings.register_profile("fastdiff", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("fastdiff")

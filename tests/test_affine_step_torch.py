@@ -1,4 +1,4 @@
-"""affine_step inside PyTorch: opcheck, derivatives, compile, export, transforms, subclasses, errors."""
+"""affine_step inside PyTorch: opcheck, derivatives, compile, export, transforms, errors."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_opcheck(dtype, wants_grad):
         tensor.requires_grad_(wants_grad)
     torch.library.opcheck(OP.default, positional(values, step))
     bare = (*positional(values)[:1], None, values["cond"].detach(), [], None)
-    torch.library.opcheck(OP.default, (*bare, torch.zeros(1, 1, 13), None, 0, dtype, dtype))
+    torch.library.opcheck(OP.default, (*bare, torch.zeros(1, 1, 12), None, 0, dtype, dtype))
 
 
 def test_opcheck_of_the_out_form():
@@ -153,7 +153,8 @@ def test_fake_and_meta_tensors():
         }
         fake |= {k: mode.from_tensor(v) for k, v in values.items() if torch.is_tensor(v)}
         x_next, x0, kept = affine_step(**fake, out_dtype=torch.float16)
-        assert affine_step_out(**fake, x_next=fake["x"]) is None
+        into = mode.from_tensor(torch.empty(2, 4, 8, 8))
+        assert affine_step_out(**fake, x_next=into) is None
     assert x_next.dtype == torch.float16
     assert x0.stride() == kept[0].stride() == values["x"].stride()
     meta = case()
@@ -254,6 +255,15 @@ def test_missing_noise_is_noticed_in_float64_too():
         affine_step(**values)
 
 
+def test_the_op_itself_is_checked_too():
+    arguments = list(positional(case()))
+    arguments[5] = torch.zeros(1, 1, 5)
+    with pytest.raises(ValueError, match="rows must be"):
+        OP.default(*arguments)
+    with pytest.raises(ValueError, match="rows must be"):
+        OP.out(*arguments[:8], x_next=torch.zeros(2, 3, 4), kept=[])
+
+
 def test_errors_of_the_out_form():
     values = case()
     memory = torch.zeros(2, 3, 5)
@@ -264,7 +274,7 @@ def test_errors_of_the_out_form():
         affine_step_out(**values, x_next=torch.zeros(2, 3, 4), x0=torch.zeros(2, 4, 3).mT)
     with pytest.raises(ValueError, match=r"kept must be empty or 2 tensors \(keeps\), got 1"):
         affine_step_out(**values, x_next=torch.zeros(2, 3, 4), kept=[torch.zeros(2, 3, 4)])
-    with pytest.raises(ValueError, match="x0 requires grad.*Use affine_step"):
+    with pytest.raises(ValueError, match=r"x0 requires grad.*Use affine_step"):
         affine_step_out(
             **values, x_next=torch.zeros(2, 3, 4), x0=torch.zeros(2, 3, 4, requires_grad=True)
         )

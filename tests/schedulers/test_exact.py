@@ -1,0 +1,161 @@
+"""numerics = "exact": what diffusers does otherwise than the papers is put right, and nothing else.
+
+Every deviation that "faithful" reproduces is listed in fastdiff/schedulers/quirks.py; each of them
+has a test here that shows its size, and that "exact" is the float64 recursion without it.
+"""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from .classes import HOME, NAMES, SD, ours, stock
+from .runs import Case, finite, gaps, mine, prepare, reference, run
+
+DPM, DDIM, EULER, EULER_A, DDPM = NAMES
+REL = 1e-5
+ORDER3 = SD | {"solver_order": 3, "use_karras_sigmas": True}
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+
+def exact_run(case):
+    s = prepare(ours(case.name), case)
+    s.numerics = "exact"
+    s.set_timesteps(case.steps, **case.grid)
+    return run(ours(case.name), case, s)[0]
+
+
+def samples(case, tensors):
+    return tensors if case.name == DPM else tensors[::2]
+
+
+DEVIATIONS = {  # quirk -> (a run that has it, how the recursion differs without it, its least size)
+    "third order is second order": (Case(DPM, ORDER3, 20), {"second": 2.0}, 1e-3),
+    "sign of the third-order SDE term": (
+        Case(DPM, ORDER3 | {"algorithm_type": "sde-dpmsolver++"}, 20),
+        {"second": 2.0, "sde_sign": 1.0},
+        1e-2,
+    ),
+    "DDIM's previous timestep is t - T // n": (
+        Case(DDIM, SD | {"timestep_spacing": "linspace", "clip_sample": False}, 10),
+        {"stride": False},
+        1e-3,
+    ),
+}
+ELSEWHERE = {
+    "model times are cut to whole numbers": "test_model_times_keep_their_fractions",
+    "mu of one run stays for the next": "test_mu_is_for_one_run",
+}
+
+
+@pytest.mark.parametrize("quirk", DEVIATIONS)
+def test_exact_is_the_recursion_without_the_deviation(quirk):
+    case, correct, size = DEVIATIONS[quirk]
+    faithful, exact = mine(case)[0], exact_run(case)
+    assert max(gaps(samples(case, exact), samples(case, reference(case, **correct)))) <= REL
+    assert max(gaps(samples(case, faithful), samples(case, reference(case)))) <= REL
+    assert max(gaps(samples(case, exact), samples(case, faithful))) >= size
+
+
+@pytest.mark.skipif(HOME != "fastdiff.schedulers", reason="the list is ours")
+def test_every_deviation_on_the_list_has_a_test():
+    from fastdiff.schedulers.quirks import QUIRKS
+
+    reproduced = {quirk.name for quirk in QUIRKS if quirk.parameter}
+    assert reproduced - set(DEVIATIONS) - set(ELSEWHERE) == set()
+    assert all(test in globals() for test in ELSEWHERE.values())
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(DPM, SD | {"use_karras_sigmas": True}, 20),
+        Case(DPM, SD | {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}, 20),
+        Case(DDIM, SD, 10, {"eta": 0.5}),
+        Case(EULER, SD, 20, {"s_churn": 20.0}),
+        Case(EULER_A, SD, 20),
+    ],
+    ids=lambda case: f"{case.name}-{len(case.config)}",
+)
+def test_without_a_deviation_the_two_are_the_same_bits(case):
+    """DDIM: leading spacing, where t - T // n is the next timestep of the grid."""
+    for a, b in zip(exact_run(case), mine(case)[0], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_exact_ddpm_is_the_float64_recursion(variance):
+    case = Case(DDPM, SD | {"variance_type": variance, "clip_sample": False}, 50)
+    assert max(gaps(exact_run(case)[::2], reference(case)[::2])) <= REL
+
+
+def test_model_times_keep_their_fractions():
+    s = ours(DPM)(**FLOW, flow_shift=3.0)
+    s.set_timesteps(10)
+    assert s.timesteps.dtype == torch.int64
+    faithful = s.timesteps.tolist()
+    s.numerics = "exact"
+    s.set_timesteps(10)
+    torch.testing.assert_close(s.timesteps, s.sigmas[:-1] * 1000)
+    assert faithful == [int(t) for t in s.timesteps.tolist()]
+    s.set_timesteps(sigmas=np.linspace(0.95, 0.1, 10))
+    theirs = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    theirs.set_timesteps(sigmas=np.linspace(0.95, 0.1, 10))
+    torch.testing.assert_close(s.timesteps.float(), theirs.timesteps)
+    x = torch.randn(1, 4, 4, 4)
+    for t in s.timesteps:
+        x = s.step(torch.tanh(x), t, x).prev_sample
+    assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize("spacing", ["use_exponential_sigmas", "use_beta_sigmas"])
+def test_model_times_are_rounded_not_cut(spacing):
+    s = ours(DPM)(**SD, **{spacing: True})
+    s.numerics = "exact"
+    s.set_timesteps(12)
+    levels = np.log(((1 - s.alphas_cumprod) / s.alphas_cumprod).double().numpy()) / 2
+    exact = np.interp(np.log(s.sigmas[:-1].double().numpy()), levels, np.arange(1000))
+    assert np.abs(s.timesteps.double().numpy() - exact).max() <= 0.5 + 1e-3
+
+
+def test_mu_is_for_one_run():
+    s = ours(DPM)(**FLOW, use_dynamic_shifting=True)
+    s.numerics = "exact"
+    s.set_timesteps(6)
+    plain = s.sigmas.clone()
+    s.set_timesteps(6, mu=1.1)
+    assert not torch.equal(s.sigmas, plain)
+    s.set_timesteps(6)
+    assert torch.equal(s.sigmas, plain)
+
+
+class TestWhereDiffusersFails:
+    """Nothing to be faithful to: the same in both modes."""
+
+    @pytest.mark.parametrize("numerics", ["faithful", "exact"])
+    def test_two_equal_levels_are_the_identity(self, numerics):
+        config = ORDER3 | {"final_sigmas_type": "sigma_min"}
+        s = ours(DPM)(**config)
+        s.numerics = numerics
+        s.set_timesteps(20)
+        s.sigmas[-1] = s.sigmas[-2]
+        case = Case(DPM, config, 20)
+        seen = run(ours(DPM), case, s)[0]
+        assert finite(seen)
+        assert torch.equal(seen[-1], seen[-2])
+
+    @pytest.mark.parametrize(("numerics", "second"), [("faithful", 1.0), ("exact", 2.0)])
+    def test_sde_dpmsolver_of_third_order(self, numerics, second):
+        config = ORDER3 | {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"}
+        case = Case(DPM, config | {"use_karras_sigmas": False}, 20)
+        with pytest.raises(UnboundLocalError):
+            run(stock(DPM), case)
+        seen = exact_run(case) if numerics == "exact" else mine(case)[0]
+        assert max(gaps(seen, reference(case, second=second))) <= REL
+
+    def test_fixed_large_log_has_the_variance_of_fixed_large(self):
+        large, log = (
+            mine(Case(DDPM, SD | {"variance_type": kind}, 10))[0]
+            for kind in ("fixed_large", "fixed_large_log")
+        )
+        assert all(torch.equal(a, b) for a, b in zip(large, log, strict=True))

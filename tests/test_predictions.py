@@ -1,0 +1,61 @@
+"""What a network predicts, as numbers: the four kinds against their definitions."""
+
+import numpy as np
+import pytest
+
+from fastdiff.predictions import PREDICTIONS, convert, perfect
+
+LEVELS = {  # prediction -> (alpha, sigma, c)
+    "epsilon": [(0.6, 0.8, 1.0), (1.0, 14.6, 1 / np.hypot(1, 14.6)), (0.3, 0.7, 1.0)],
+    "sample": [(0.6, 0.8, 1.0), (1.0, 14.6, 1 / np.hypot(1, 14.6)), (0.3, 0.7, 1.0)],
+    "v_prediction": [(0.6, 0.8, 1.0), (1.0, 14.6, 1 / np.hypot(1, 14.6)), (0.0, 1.0, 1.0)],
+    "flow_prediction": [(0.3, 0.7, 1.0), (0.0, 1.0, 1.0)],
+}
+CASES = [(name, *level) for name in PREDICTIONS for level in LEVELS[name]]
+
+
+@pytest.mark.parametrize(("prediction", "alpha", "sigma", "scale"), CASES)
+def test_both_unknowns_come_back(prediction, alpha, sigma, scale):
+    data, noise = 0.37, -1.9
+    x = alpha * data + sigma * noise
+    weights = perfect(prediction, alpha, sigma, scale)
+    e = weights[0] * data + weights[1] * noise
+    k = convert(prediction, alpha, sigma, scale)
+    assert k.kx * x + k.ke * e == pytest.approx(data, abs=1e-13 * (1 + abs(k.ke)))
+    assert k.qx * x + k.qe * e == pytest.approx(noise, abs=1e-13 * (1 + abs(k.qe)))
+
+
+def test_v_is_the_papers():
+    """Salimans & Ho 2022: v = alpha n - sigma x_0, for the sample of unit variance."""
+    assert perfect("v_prediction", 0.6, 0.8) == (-0.8, 0.6)
+    c = 1 / np.hypot(1, 3.0)  # the same level written as x_0 + 3 n
+    assert perfect("v_prediction", 1.0, 3.0, c) == pytest.approx((-3 * c, c))
+
+
+def test_flow_is_the_velocity():
+    """dx/dsigma of x = (1 - sigma) x_0 + sigma n."""
+    assert perfect("flow_prediction", 0.3, 0.7) == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_v_in_x_over_alpha_coordinates_is_edms(kind):
+    """c_skip = 1 / (s^2 + 1), c_out = -s / sqrt(s^2 + 1), as diffusers' Euler class has it."""
+    s = 2.5
+    k = convert(kind, 1.0, s, 1 / np.hypot(1, s))
+    want = {
+        "epsilon": (1.0, -s),
+        "sample": (0.0, 1.0),
+        "v_prediction": (1 / (s**2 + 1), -s / np.hypot(1, s)),
+    }
+    assert (k.kx, k.ke) == pytest.approx(want[kind], rel=1e-14)
+
+
+def test_level_without_noise():
+    assert convert("sample", 1.0, 0.0) == (0.0, 1.0, 0.0, 0.0)
+    assert convert("epsilon", 1.0, 0.0)[:2] == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("function", [convert, perfect])
+def test_unknown_prediction_lists_the_known(function):
+    with pytest.raises(ValueError, match="prediction must be one of epsilon, sample, .* 'eps'"):
+        function("eps", 0.6, 0.8)
