@@ -57,5 +57,5 @@ def test_level_without_noise():
 
 @pytest.mark.parametrize("function", [convert, perfect])
 def test_unknown_prediction_lists_the_known(function):
-    with pytest.raises(ValueError, match="prediction must be one of epsilon, sample, .* 'eps'"):
+    with pytest.raises(ValueError, match=r"prediction must be one of epsilon, sample, .* 'eps'"):
         function("eps", 0.6, 0.8)

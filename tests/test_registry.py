@@ -72,7 +72,7 @@ def test_users_names(alias, name):
     [("dpmpp_2n", "dpmpp_2m"), ("eular", "euler"), ("DPM++ 2M SDF", "dpmpp_2m_sde")],
 )
 def test_a_wrong_name_lists_the_right_ones_and_guesses(wrong, hint):
-    with pytest.raises(ValueError, match="solver must be one of ddim, ddpm, .*") as error:
+    with pytest.raises(ValueError, match=r"solver must be one of ddim, ddpm, .*") as error:
         find(wrong)
     assert f"got {wrong!r}" in str(error.value)
     assert f"Did you mean '{hint}'?" in str(error.value)

@@ -5,8 +5,12 @@ import pytest
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from fastdiff.schedules import NoiseSchedule
-from fastdiff.schedules.noise import BETA_SCHEDULES, ZERO_SNR_FLOOR, betas,
-rescale_zero_terminal_snr
+from fastdiff.schedules.noise import (
+    BETA_SCHEDULES,
+    ZERO_SNR_FLOOR,
+    betas,
+    rescale_zero_terminal_snr,
+)
 
 FLOAT32 = 2.0**-23
 
@@ -26,15 +30,18 @@ def test_alphas_cumprod_are_diffusers(schedule, train_steps, ends):
     theirs = stock(
         beta_schedule=schedule, num_train_timesteps=train_steps, beta_start=start, beta_end=end
     ).alphas_cumprod.double()
-    # float32 there: each of up to 1000 factors 1 - beta is rounded (half an ulp of 1), and so is
-    # each product; the errors add like a random walk
-    np.testing.assert_allclose(ours.alphas_cumprod, theirs, rtol=4 * FLOAT32 * train_steps**0.5)
+    # float32 there: every factor 1 - beta is rounded to an ulp of 1, relatively 2^-23 / (1 -
+    # beta), and so is every product; independent errors add like a random walk, of which this is
+    # four deviations
+    factors = 1 - betas(schedule, train_steps, start, end)
+    allowed = 4 * np.sqrt(np.cumsum((FLOAT32 / factors) ** 2))
+    assert (np.abs(ours.alphas_cumprod / theirs.numpy() - 1) <= allowed).all()
     assert len(ours.alphas_cumprod) == ours.train_steps == train_steps
 
 
 def test_stable_diffusion_has_the_known_ends():
     ratios = NoiseSchedule.named("scaled_linear").ratios
-    assert ratios[0] == pytest.approx(0.0291675, rel=1e-5)
+    assert ratios[0] == pytest.approx(0.0291675, rel=2e-5)  # 1 - bar = 8.5e-4 in float32
     assert ratios[-1] == pytest.approx(14.614642, rel=1e-6)
 
 
@@ -48,7 +55,7 @@ def test_zero_terminal_snr(schedule):
     # float32 there: sqrt(bar) - sqrt(bar_T) loses digits towards the end, absolutely a few ulps
     # of 1
     np.testing.assert_allclose(
-        np.sqrt(ours.alphas_cumprod), np.sqrt(theirs), rtol=0, atol=100 * FLOAT32
+        np.sqrt(ours.alphas_cumprod), np.sqrt(theirs.numpy()), rtol=0, atol=100 * FLOAT32
     )
     plain = NoiseSchedule.vp(schedule, 1000, 0.00085, 0.012)
     assert ours.alphas_cumprod[0] == pytest.approx(plain.alphas_cumprod[0], rel=1e-12)

@@ -139,9 +139,8 @@ def test_beta_without_scipy_says_what_to_install(monkeypatch):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="spacing must be one of karras, .*; got 'cosine'"):
+    with pytest.raises(ValueError, match=r"spacing must be one of karras, .*; got 'cosine'"):
         levels(FAMILY, "cosine", 5)
-    with pytest.raises(ValueError, match="steps must be at most the 1000 training steps .* got
-    1001"):
+    with pytest.raises(ValueError, match=r"steps must be at most the 1000 .* got 1001"):
         levels(FAMILY, "leading", 1001)
     assert set(SPACINGS) == {*BY_LEVEL, *BY_TIME}
