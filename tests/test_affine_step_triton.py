@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from fastdiff import backends
-from fastdiff.ops.affine_step import row_size
 from fastdiff.ops.affine_step_reference import launch as reference
 from tests.affine_step_cases import make_operands, make_row, make_rows
 
@@ -65,11 +64,21 @@ def assert_same_bits(got, expected):
         assert torch.equal(a.nan_to_num(77.0), b.nan_to_num(77.0))
 
 
+LATENT = (3, 4, 16, 17)
+CASES = [  # shape, keeps, depth, dtype of the operands, dtype of cond and of the results
+    ((0,), 0, 0, torch.float32, torch.float32),
+    ((1,), 1, 1, torch.float16, torch.float32),
+    ((1023,), 2, 2, torch.float32, torch.float16),
+    (LATENT, 0, 0, torch.float32, torch.float32),
+    (LATENT, 1, 1, torch.float16, torch.float16),
+    (LATENT, 1, 3, torch.float16, torch.float32),
+    (LATENT, 3, 5, torch.float32, torch.float32),
+]
+CASES += [(LATENT, 1, 2, a, b) for a in DTYPES for b in DTYPES if torch.bfloat16 in (a, b)]
+
+
 @here
-@pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("keeps", "depth"), [(0, 0), (1, 1), (1, 3), (3, 5)])
-@pytest.mark.parametrize("shape", [(0,), (1,), (1023,), (3, 4, 16, 17)], ids=str)
+@pytest.mark.parametrize(("shape", "keeps", "depth", "dtype", "out_dtype"), CASES, ids=str)
 def test_bits_of_the_reference(shape, keeps, depth, dtype, out_dtype):
     draw = torch.Generator().manual_seed(len(shape))
     for guided, noisy, samples in ((True, True, 1), (False, False, shape[0] or 1)):
@@ -82,9 +91,9 @@ def test_bits_of_the_reference(shape, keeps, depth, dtype, out_dtype):
         rows[..., rows.shape[2] - keeps :] = torch.arange(keeps, device=DEVICE) - 1.0
         step = torch.tensor(2, dtype=torch.int32, device=DEVICE)
         options = {"step": step, "dtype": out_dtype, "ring": depth > 0}
-        for wants in (("x0", "model_input", "kept"), ()):
-            expected = run(reference, operands, rows, keeps, wants=wants, **options)
-            assert_same_bits(run(launch, operands, rows, keeps, wants=wants, **options), expected)
+        wants = ("x0", "model_input", "kept") if guided else ()
+        expected = run(reference, operands, rows, keeps, wants=wants, **options)
+        assert_same_bits(run(launch, operands, rows, keeps, wants=wants, **options), expected)
 
 
 @here
@@ -120,7 +129,7 @@ def test_a_nan_that_is_read_stays_and_x_is_updated_in_place():
 
 
 @here
-@pytest.mark.parametrize("n", [1, 511, 512, 513, 1000])
+@pytest.mark.parametrize("n", [1, 511, 513])
 def test_nothing_is_written_beside_the_output(n):
     band = torch.full((n + 64,), 42.0, device=DEVICE)
     x = torch.randn(n, device=DEVICE)
@@ -140,4 +149,3 @@ def test_without_a_gpu_the_backend_says_why():
         backends.use_backend("triton"),
     ):
         pass
-    assert row_size(1, 2) == 21

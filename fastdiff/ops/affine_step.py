@@ -259,8 +259,25 @@ def _through_dispatcher(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     return torch.ops.fastdiff.affine_step.default(*args)  # type: ignore[no-any-return]
 
 
-torch.library.impl("fastdiff::affine_step", "CompositeExplicitAutograd")(_functional)
-torch.library.impl("fastdiff::affine_step.out", "CompositeExplicitAutograd")(_out)
+def _functional_op(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    check_arguments(*args[:8])  # whoever calls torch.ops directly reaches raw addresses, too
+    return _functional(*args)
+
+
+def _out_op(
+    *args: Any,
+    x_next: Tensor,
+    x0: Tensor | None = None,
+    kept: Sequence[Tensor],
+    model_input: Tensor | None = None,
+) -> None:
+    check_arguments(*args)
+    check_outputs(args[0], args[5], args[7], args[3], x_next, x0, model_input, kept)
+    _out(*args, x_next=x_next, x0=x0, kept=kept, model_input=model_input)
+
+
+torch.library.impl("fastdiff::affine_step", "CompositeExplicitAutograd")(_functional_op)
+torch.library.impl("fastdiff::affine_step.out", "CompositeExplicitAutograd")(_out_op)
 torch.library.register_fake("fastdiff::affine_step")(_fake)
 torch.library.register_fake("fastdiff::affine_step.out")(lambda *args, **outputs: None)
 torch.library.register_autograd(
