@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.schedulers.fused import Entry, Place, draw, promote
+from fastdiff.schedulers.quirks import rounded_chain
 from fastdiff.schedulers.stateless import StatelessStep, first_conversion, step_grid, to_tensor
 from fastdiff.solvers.ddpm import ddpm
 from fastdiff.table import encode
@@ -64,12 +65,14 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
         config, levels, clip = dict(self._internal_dict), self._levels(), self._clip()
         prediction = config["prediction_type"]
         bounded = config["thresholding"] or config["clip_sample"]
+        faithful = self.numerics == "faithful"
         variance = "large" if "large" in config["variance_type"] else "small"
 
         def build(place: Any) -> Entry:
             t, prev = place
             grid = step_grid(levels, t, prev, 1.0)
-            row = ddpm(grid, 0, 0, variance=variance)
+            chain = rounded_chain(levels, t, prev) if faithful else None
+            row = ddpm(grid, 0, 0, variance=variance, chain=chain)
             numbers = first_conversion(prediction, grid, bounded)
             return Entry(encode(row, numbers, clip=clip, draws=t > 0), draw=t > 0, reads=0)
 

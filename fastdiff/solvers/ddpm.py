@@ -14,17 +14,29 @@ import math
 from fastdiff.solvers.row import Grid, Row, Weights
 
 
-def ddpm(grid: Grid, i: int, k: int, *, variance: str = "small", final_noise: bool = True) -> Row:
-    """One row; no history.  variance: "small" or "large".
+def ddpm(
+    grid: Grid,
+    i: int,
+    k: int,
+    *,
+    variance: str = "small",
+    final_noise: bool = True,
+    chain: tuple[float, float] | None = None,
+) -> Row:
+    """One row; no history.
 
-    final_noise  False: none on the step to level 0, where "large" has some (the paper's algorithm
-    2)
+    variance     "small" or "large"
+    final_noise  False: none on the step to level 0, where "large" has some (algorithm 2)
+    chain        (alpha_t, beta_t) in place of (a/a')^2 and 1 - (a/a')^2 (see quirks)
     """
     s = float(grid.sigma[i])
     a1, s1 = float(grid.alpha[i + 1]), float(grid.sigma[i + 1])
     if s1 == 0:
         return Row(Weights(d=a1, z=s if variance == "large" and final_noise else 0.0))
-    h = grid.span(i, i + 1)
-    share = -math.expm1(-2 * h)
+    if chain is None:
+        h = grid.span(i, i + 1)
+        share, x = -math.expm1(-2 * h), s1 / s * math.exp(-h)
+    else:
+        share, x = chain[1] / s**2, math.sqrt(chain[0]) * (s1 / s) ** 2
     std = (s if variance == "large" else s1) * math.sqrt(max(share, 0.0))
-    return Row(Weights(x=s1 / s * math.exp(-h), d=a1 * share, z=std))
+    return Row(Weights(x=x, d=a1 * share, z=std))
