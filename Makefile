@@ -1,0 +1,55 @@
+# Everything from a fresh clone, with Python 3.11 or later, make and a C++ compiler:
+#   make demo      pictures from three prompts into out/
+#   make test      lint, types, all tests (network off)
+#   make bench     benchmarks; the README's table is made from their JSON
+#   make upstream SUITE=path    diffusers' own tests/schedulers, from a checkout of diffusers
+#   make format    what the lint asks for;    make clean    back to the clone
+# The first of them makes .venv and builds; the next ones find that done. PYTHON=python3.12 chooses.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SUITE ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := $(wildcard csrc/*)
+READY := .venv/.ready
+
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test bench upstream format clean
+
+$(READY): pyproject.toml constraints.txt setup.py $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install -q -c constraints.txt torch==2.13.0
+	$(PIP) install -q -c constraints.txt setuptools pybind11 ninja
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e ".[test,dev,bench]"
+	touch $@
+
+DEMO = $(BIN)/fastdiff generate "a red circle above a blue square" "a green triangle" \
+	"a yellow cross left of a purple circle" --sampler dpmpp_2m --steps 20 --seed 0 --out out
+
+demo: $(READY)
+	$(DEMO)
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q --durations=15
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+upstream: $(READY)
+	@test -n "$(SUITE)" || { echo "usage: make upstream SUITE=path/to/diffusers/tests/schedulers"; exit 2; }
+	$(BIN)/python -m tests.upstream $(SUITE)
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+clean:
+	rm -rf .venv build out *.egg-info fastdiff/_C*.so fastdiff/_build_info.json
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
