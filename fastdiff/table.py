@@ -158,25 +158,28 @@ def check(
     """
     keeps, history = len(depths), sum(depths)
     wide = COLUMNS + history
-    unread = np.full(2, np.nan)
-    ring = [unread] * history
+    perfect = None if outputs is None else np.asarray(outputs, dtype=np.float64)
+    values = np.full(
+        (wide, 2), np.nan
+    )  # of x, m, e, z and the rings, which nothing has written yet
+    values[Z] = 0.0
+    estimate = np.array([1.0, 0.0])  # m; a clip does not bind on it
     for j, line in enumerate(rows):
         i = begin + j
         x = np.array([grid.alpha[i], grid.sigma[i]])
         c = line[HEAD : HEAD + (1 + keeps) * wide].reshape(1 + keeps, wide)
-        estimate = np.array([1.0, 0.0])  # m; a clip does not bind on it
         kx, ke, kz = line[KX], line[KE], line[KZ]
-        if outputs is None:
+        if perfect is None:
             raw = (estimate - kx * x) / ke
         else:
-            raw = np.asarray(outputs, dtype=np.float64)[j]
+            raw = perfect[j]
             made = kx * x + ke * raw
             if not _close(made, estimate, line[[KX, KE]], signal_only=kz != 0):
                 raise ValueError(
                     f"row {j} of the table does not estimate x_0: a perfect output makes "
                     f"{made[0]:.12g} x_0 + {made[1]:.12g} n. This is a defect of the prediction"
                 )
-        values = [x, estimate, raw, np.zeros(2), *ring]
+        values[X], values[M], values[E] = x, estimate, raw
         moved = [_combine(weights, values) for weights in c]
         want = np.array([grid.alpha[i + 1], grid.sigma[i + 1]])
         drawn = c[0, Z] != 0 or (silent is not None and bool(np.asarray(silent)[j]))
@@ -189,7 +192,7 @@ def check(
         for p in range(keeps):
             slot = int(line[len(line) - keeps + p])
             if slot >= 0:
-                ring[slot] = moved[1 + p]
+                values[COLUMNS + slot] = moved[1 + p]
 
 
 def _close(got: Floats, want: Floats, weights: Floats, *, signal_only: bool) -> bool:
@@ -198,10 +201,10 @@ def _close(got: Floats, want: Floats, weights: Floats, *, signal_only: bool) -> 
     return bool((error <= 1e-9 * max(1.0, float(np.abs(weights).max()))).all())
 
 
-def _combine(weights: Floats, values: list[Floats]) -> Floats:
-    """The sum over the operands whose weight is not exactly 0: the others are not read."""
-    read = [w * v for w, v in zip(weights, values, strict=True) if w != 0]
-    return np.asarray(np.sum(read, axis=0) + 0.0)
+def _combine(weights: Floats, values: Floats) -> Floats:
+    """weights @ values over the operands whose weight is not exactly 0: the others are not read."""
+    used = weights != 0
+    return np.asarray(weights[used] @ values[used])
 
 
 def check_rings(rows: Floats, depths: tuple[int, ...], ages: Floats | None = None) -> None:

@@ -80,7 +80,7 @@ def levels(noise: NoiseSchedule, spacing: str, n: int) -> Floats:
     if noise.kind == "flow":
         low, high = 1.0 / noise.train_steps, 1.0 - 1.0 / noise.train_steps
         if spacing in BY_LEVEL:
-            sigmas = BY_LEVEL[spacing](low, high, n)
+            sigmas = _between(spacing, low, high, n)
         else:  # sigma is the time: all three are one ramp that stops short of 0
             sigmas = np.linspace(high, 0, n + 1)[:-1]
         return np.asarray(noise.shift * sigmas / (1 + (noise.shift - 1) * sigmas))
@@ -91,5 +91,14 @@ def levels(noise: NoiseSchedule, spacing: str, n: int) -> Floats:
         )
     if spacing in BY_LEVEL:
         ratios = noise.ratios
-        return BY_LEVEL[spacing](float(ratios[0]), float(ratios[-1]), n)
+        return _between(spacing, float(ratios[0]), float(ratios[-1]), n)
     return noise.ratio_at(BY_TIME[spacing](noise.train_steps, n))
+
+
+def _between(spacing: str, low: float, high: float, n: int) -> Floats:
+    """The ends without rounding: a last level equal to a final sigma_min is then no step at all."""
+    sigmas = BY_LEVEL[spacing](low, high, n)
+    sigmas[0] = high
+    if n > 1:
+        sigmas[-1] = low
+    return sigmas

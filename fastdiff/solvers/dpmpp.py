@@ -19,6 +19,10 @@ import math
 from fastdiff.solvers.phi import phi
 from fastdiff.solvers.row import DATA, NOISE, Grid, Row, Weights
 
+REPEATED = (
+    1e-6  # earlier steps shorter than this part of a step count as none: their slope is noise
+)
+
 
 def order_at(
     i: int, n: int, k: int, order: int, lower_order_final: bool, euler_at_final: bool, zero: bool
@@ -120,13 +124,13 @@ def _differences(
     if use == 1:
         return (g,)
     r0 = grid.span(i - 1, i) / h
-    if r0 == 0:  # the step before had length 0: its prediction adds nothing
+    if r0 < REPEATED:  # the step before had no length: its prediction adds nothing but rounding
         return (g,)
     if use == 2:
         w = (g / 2 if solver_type == "midpoint" else slope) / r0
         return (g + w, -w)
     r1 = grid.span(i - 2, i - 1) / h
-    if r1 == 0:
+    if r1 < REPEATED:
         return (g + slope / r0, -slope / r0)
     u = (slope * (1 + r0 / (r0 + r1)) + second / (r0 + r1)) / r0
     v = -(slope * r0 + second) / (r0 + r1) / r1

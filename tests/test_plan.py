@@ -1,0 +1,545 @@
+"""A plan: what it holds, what it refuses, and its JSON."""
+
+import copy
+import dataclasses
+import json
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import fastdiff
+from fastdiff.predictions import PREDICTIONS
+from fastdiff.registry import SOLVERS
+from fastdiff.schedules import SPACINGS, NoiseSchedule
+from fastdiff.table import HEAD, G
+from tests.loop import run
+from tests.mixture import Mixture
+
+ARRAYS = ("rows", "timesteps", "alpha", "sigma", "draw")
+NUMBERS = ("depths", "noise_scale", "c_in", "guided", "about")
+
+
+def same(a, b):
+    for name in ARRAYS:
+        x, y = getattr(a, name), getattr(b, name)
+        assert x.dtype == y.dtype
+        assert x.tobytes() == y.tobytes(), name  # also the sign of zero
+        assert x.shape == y.shape
+    for name in NUMBERS:
+        assert getattr(a, name) == getattr(b, name), name
+
+
+VARIANTS = [
+    *((name, {}) for name in SOLVERS),
+    ("dpmpp_2m", {"solver_type": "heun", "guidance": [[3.0, 7.5, 1.0]]}),
+    ("dpmpp_3m", {"numerics": "faithful", "begin": 3, "final_sigma": "sigma_min"}),
+    ("euler", {"s_churn": 5.0, "noise": "flow", "prediction": "flow_prediction"}),
+    (
+        "dpmpp_2m_sde",
+        {"noise": NoiseSchedule.vp(rescale_betas_zero_snr=True), "spacing": "trailing"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("solver", "options"), VARIANTS)
+def test_json_brings_back_every_bit(solver, options, tmp_path):
+    if isinstance(options.get("noise"), NoiseSchedule):
+        options = {**options, "prediction": "v_prediction"}
+    plan = fastdiff.plan(solver, steps=8, **options)
+    same(plan, fastdiff.Plan.from_json(plan.to_json()))
+    plan.save(tmp_path / "plan.json")
+    same(plan, fastdiff.Plan.load(tmp_path / "plan.json"))
+    assert fastdiff.Plan.from_json(plan.to_json()).to_json() == plan.to_json()
+
+
+def test_json_is_plain_and_says_how_the_plan_was_made():
+    plan = fastdiff.plan("DPM++ 2M SDE", steps=4, spacing="beta", eta=0.5, guidance=3.0)
+    body = json.loads(plan.to_json(), parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
+    assert body["schema"] == 1
+    assert body["solver"] == "dpmpp_2m_sde"
+    assert body["options"]["eta"] == 0.5
+    assert (body["spacing"], body["prediction"], body["numerics"]) == ("beta", "epsilon", "exact")
+    assert body["noise"]["schedule"] == "scaled_linear"
+    assert body["guided"] is True
+    assert body["draw"] == [True] * 4
+
+
+def broken(change):
+    body = json.loads(fastdiff.plan("dpmpp_3m", steps=4).to_json())
+    change(body)
+    return json.dumps(body)
+
+
+def put(value, *path):
+    def change(body):
+        for key in path[:-1]:
+            body = body[key]
+        body[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "a plan must be JSON"),
+        ("[]", "schema of a plan must be 1; got 'list'"),
+        ("{}", "schema of a plan must be 1; got None"),
+        (broken(put(2, "schema")), "schema of a plan must be 1; got 2. A newer fastdiff"),
+        *(
+            (broken(lambda b, n=n: b.pop(n)), f"a plan must have the field '{n}'")
+            for n in (*ARRAYS, *NUMBERS[:-1])
+        ),
+        (broken(put("x", "rows", 1, 0, 2)), "field 'rows' of a plan must hold numbers"),
+        (broken(put([1.0], "rows", 1, 0)), "field 'rows' of a plan must hold numbers"),
+        (broken(put("nan", "rows", 1, 0, 2)), "field 'rows' of a plan must hold finite numbers"),
+        (broken(put("inf", "rows", 1, 0, 2)), "field 'rows' of a plan must hold finite numbers"),
+        (broken(put("nan", "rows", 1, 0, 4)), "field 'rows' of a plan must not hold NaN"),
+        (broken(put([1.0, 2.0], "rows")), "field 'rows' of a plan must have 3 dimensions; got 1"),
+        (broken(put([1], "depths")), "field 'rows' of a plan must have 19 columns for depths (1,)"),
+        (broken(put([1.5], "depths")), "field 'depths' of a plan must hold whole numbers >= 0"),
+        (broken(put([-1], "depths")), "field 'depths' of a plan must hold whole numbers >= 0"),
+        (broken(put([1.0], "noise_scale")), "field 'noise_scale' of a plan must have 0 dimensions"),
+        (broken(put(float("nan"), "c_in")), "field 'c_in' of a plan must hold finite numbers"),
+        (broken(put([1.0, 2.0], "timesteps")), "rows must have shape (2, 1 or batch, 21)"),
+        (broken(put([1.0] * 4, "alpha")), "alpha must have shape (5,) for 4 timesteps; got (4,)"),
+        (broken(put([1.0] * 6, "sigma")), "sigma must have shape (5,) for 4 timesteps; got (6,)"),
+        (broken(put([True], "draw")), "draw must have shape (4,) for 4 timesteps; got (1,)"),
+        (
+            broken(put(2.0, "rows", 1, 0, -1)),
+            "row 1 of the table writes to slot 2; slots are -1 .. 1",
+        ),
+        (broken(put(0.5, "rows", 1, 0, -1)), "row 1 of the table writes to slot 0.5"),
+        (broken(put(1.0, "rows", 0, 0, HEAD + 4)), "row 0 of the table reads slot 0, which no row"),
+    ],
+)
+def test_a_malformed_file_names_the_field(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fastdiff.Plan.from_json(text)
+
+
+def test_a_table_made_elsewhere_is_a_plan():
+    """solver null: learned weights, any history."""
+    body = json.loads(fastdiff.plan("dpmpp_2m", steps=3).to_json())
+    body |= {"solver": None, "trained_on": "something"}
+    plan = fastdiff.Plan.from_json(json.dumps(body))
+    assert plan.about["solver"] is None
+    assert plan.about["trained_on"] == "something"
+
+
+def test_a_plan_does_not_change():
+    plan = fastdiff.plan("dpmpp_2m", steps=5)
+    for name in ARRAYS:
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(plan, name)[0] = 0
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(plan, name, None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.noise_scale = 2.0
+
+
+def test_a_plan_does_not_close_or_follow_its_callers_arrays():
+    plan = fastdiff.plan("ddim", steps=3)
+    rows, alpha = plan.rows.copy(), plan.alpha.copy()
+    mine = dataclasses.replace(plan, rows=rows, alpha=alpha)
+    rows[0] = 7.0
+    alpha[0] = 7.0
+    np.testing.assert_array_equal(mine.rows, plan.rows)
+    np.testing.assert_array_equal(mine.alpha, plan.alpha)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
+def test_copies_are_equal(copied):
+    plan = fastdiff.plan("dpmpp_2m", steps=5)
+    same(plan, copied(plan))
+
+
+def test_the_device_table_is_made_once():
+    plan = fastdiff.plan("dpmpp_2m", steps=5)
+    assert plan.to("cpu") is plan.to("cpu")
+    assert plan.to("cpu").dtype == torch.float32
+    assert plan.to("cpu").is_contiguous()
+    assert plan.to("cpu", torch.float64) is not plan.to("cpu")
+    assert plan.to("cpu").shape == plan.rows.shape
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("begin", [1, 4, 7])
+def test_begin_cuts_the_first_rows(solver, begin):
+    """Image to image: the rest of the run, but with a cold start where the cut is."""
+    whole = fastdiff.plan(solver, steps=8)
+    late = fastdiff.plan(solver, steps=8, begin=begin)
+    assert late.steps == 8 - begin
+    for name in ("timesteps", "draw"):
+        np.testing.assert_array_equal(getattr(late, name), getattr(whole, name)[begin:])
+    for name in ("alpha", "sigma"):
+        np.testing.assert_array_equal(getattr(late, name), getattr(whole, name)[begin:])
+    if not whole.depths:
+        np.testing.assert_array_equal(late.rows, whole.rows[begin:])
+    else:  # no row reads what was kept before the start; later ones are the same but for the slots
+        history = late.rows[0, 0, HEAD + 4 : HEAD + 4 + late.history]
+        assert not history.any()
+        warm = late.steps - sum(whole.depths)
+        if warm > 1:
+            last = slice(HEAD, HEAD + 4)
+            np.testing.assert_array_equal(late.rows[-1, 0, last], whole.rows[-1, 0, last])
+
+
+def test_begin_scales_the_start():
+    for solver in ("euler", "ddim"):
+        plan = fastdiff.plan(solver, steps=10, begin=4)
+        assert plan.noise_scale == pytest.approx(np.hypot(plan.alpha[0], plan.sigma[0]))
+    assert fastdiff.plan("ddim", steps=10, begin=4).c_in == 1
+    plan = fastdiff.plan("euler", steps=10, begin=4)
+    assert plan.c_in == pytest.approx(1 / np.hypot(1, plan.sigma[0]), rel=1e-14)
+    plan = fastdiff.plan("euler", steps=10, begin=4, noise="flow", prediction="flow_prediction")
+    assert (plan.noise_scale, plan.c_in) == (plan.sigma[0], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "shape"),
+    [
+        (7.5, (6, 1)),
+        (np.float32(7.5), (6, 1)),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], (6, 1)),
+        ([[1.0, 2.0, 3.0]], (6, 3)),
+        (np.arange(12.0).reshape(6, 2), (6, 2)),
+        (torch.tensor([[4.0, 5.0]]), (6, 2)),
+    ],
+)
+def test_guidance_per_step_and_per_sample(given, shape):
+    plan = fastdiff.plan("dpmpp_2m", steps=6, guidance=given)
+    values = np.asarray(given, dtype=float)
+    want = np.broadcast_to(values.reshape(-1, 1) if values.ndim < 2 else values, shape)
+    assert plan.guided
+    assert plan.rows.shape[:2] == shape
+    np.testing.assert_array_equal(plan.rows[:, :, G], want)
+    rest = np.delete(plan.rows, G, axis=2)  # never folded into the other numbers
+    plain = np.delete(fastdiff.plan("dpmpp_2m", steps=6).rows, G, axis=2)
+    np.testing.assert_array_equal(rest, np.broadcast_to(plain, rest.shape))
+    late = fastdiff.plan("dpmpp_2m", steps=6, guidance=given, begin=2)
+    np.testing.assert_array_equal(late.rows[:, :, G], want[2:])
+
+
+def test_no_guidance():
+    plan = fastdiff.plan("dpmpp_2m", steps=6)
+    assert not plan.guided
+    assert (plan.rows[:, :, G] == 1).all()
+
+
+def test_custom_sigmas_with_and_without_the_last():
+    sigmas = [10.0, 3.0, 1.0, 0.2]
+    open_end = fastdiff.plan("dpmpp_2m", steps=3, spacing=sigmas)
+    ratio = open_end.sigma / open_end.alpha
+    np.testing.assert_allclose(ratio, sigmas, rtol=1e-14)
+    closed = fastdiff.plan("dpmpp_2m", steps=4, spacing=np.array(sigmas))
+    np.testing.assert_allclose(closed.sigma / closed.alpha, [*sigmas, 0.0], rtol=1e-14)
+    low = fastdiff.plan("dpmpp_2m", steps=4, spacing=sigmas, final_sigma="sigma_min")
+    assert (low.sigma / low.alpha)[-1] == pytest.approx(NoiseSchedule.vp().ratios[0], rel=1e-14)
+    assert fastdiff.plan("dpmpp_2m", steps=1, spacing=[5.0]).sigma[-1] == 0
+    np.testing.assert_allclose(
+        open_end.timesteps, NoiseSchedule.vp().time_of(sigmas[:3]), rtol=1e-12
+    )
+
+
+def test_custom_timesteps_are_what_the_network_gets():
+    for values in ([999, 500, 17], np.array([999, 500, 17]), torch.tensor([999, 500, 17])):
+        plan = fastdiff.plan("ddim", steps=3, spacing=values)
+        np.testing.assert_array_equal(plan.timesteps, [999, 500, 17])
+        bar = NoiseSchedule.vp().alphas_cumprod[[999, 500, 17]]
+        np.testing.assert_allclose(plan.alpha[:-1] ** 2, bar, rtol=1e-12)
+    flow = fastdiff.plan(
+        "euler", steps=2, spacing=[1000, 250], noise="flow", prediction="flow_prediction"
+    )
+    np.testing.assert_allclose(flow.sigma, [1.0, 0.25, 0.0])
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_whole_model_times_are_whole(spacing):
+    plan = fastdiff.plan("ddim", steps=20, spacing=spacing)
+    times = plan.timesteps.astype(np.float32)  # as the loop hands them to the network
+    np.testing.assert_array_equal(times, np.round(times))
+
+
+def test_faithful_times_are_whole():
+    plan = fastdiff.plan("dpmpp_2m", steps=7, numerics="faithful")
+    np.testing.assert_array_equal(plan.timesteps, np.round(plan.timesteps))
+    exact = fastdiff.plan("dpmpp_2m", steps=7)
+    assert 0 < np.abs(exact.timesteps - plan.timesteps).max() <= 0.5
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_equal_levels_are_the_identity(solver):
+    """h = 0: nothing moves, nothing is infinite, also twice, at the start, and for what follows."""
+    sigmas = np.array([9.0, 9.0, 4.0, 4.0, 4.0, 1.5, 0.3, 0.3])
+    plan = fastdiff.plan(solver, steps=7, spacing=sigmas)
+    assert np.isfinite(np.delete(plan.rows, [4, 5], axis=2)).all()
+    data = Mixture()
+    x = np.linspace(-2, 2, 5) * plan.noise_scale
+    path = run(plan, data.network(plan, "epsilon"), x, np.random.default_rng(0).normal(size=(7, 5)))
+    for j in (0, 2, 3, 6):
+        np.testing.assert_allclose(path[j + 1], path[j], rtol=1e-12, atol=1e-13)
+
+
+def test_equal_levels_do_not_change_the_result():
+    """A repeated level is not a step, whatever the order: the run without it comes out the same."""
+    data, x = Mixture(), np.linspace(-2, 2, 5)
+    once = np.array([9.0, 4.0, 1.5, 0.3])
+    twice = np.array([9.0, 9.0, 4.0, 1.5, 0.3, 0.3])
+    for solver in ("ddim", "dpmpp_1", "euler"):
+        ends = []
+        for sigmas in (once, twice):
+            plan = fastdiff.plan(solver, steps=len(sigmas) - 1, spacing=sigmas)
+            ends.append(run(plan, data.network(plan, "epsilon"), x * plan.noise_scale)[-1])
+        np.testing.assert_allclose(ends[0], ends[1], rtol=1e-12)
+
+
+def test_sigma_min_twice_at_the_end_stays_finite():
+    """Karras and final sigma_min: the last level comes twice; diffusers' third order makes NaN."""
+    for solver in ("dpmpp_3m", "dpmsolver_3m"):
+        plan = fastdiff.plan(solver, steps=20, final_sigma="sigma_min", lower_order_final=False)
+        assert plan.sigma[-1] == plan.sigma[-2]
+        assert plan.rows[-1, 0, HEAD] == 1  # the identity
+        assert np.isfinite(np.delete(plan.rows, [4, 5], axis=2)).all()
+
+
+@pytest.mark.parametrize("solver", [n for n, row in SOLVERS.items() if row.depths])
+def test_nearly_equal_levels_do_not_blow_up_rounding(solver):
+    """Levels that differ by rounding: a slope over that distance would be noise times 1e15."""
+    sigmas = np.array([9.0, 4.0, 4.0 * (1 - 2e-16), 1.5, 1.5 * (1 - 2e-16), 1.5 * (1 - 4e-16), 0.3])
+    plan = fastdiff.plan(solver, steps=6, spacing=sigmas, lower_order_final=False)
+    assert np.abs(plan.rows[:, :, HEAD:]).max() < 50
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_zero_terminal_snr(solver):
+    family = NoiseSchedule.vp(rescale_betas_zero_snr=True)
+    plan = fastdiff.plan(
+        solver, steps=10, noise=family, spacing="trailing", prediction="v_prediction"
+    )
+    start = plan.alpha[0] / np.hypot(plan.alpha[0], plan.sigma[0])
+    assert start == pytest.approx(2.0**-12, rel=1e-9)
+    x = np.linspace(-2, 2, 5)
+    noises = np.random.default_rng(0).normal(size=(10, 5))
+    path = run(plan, Mixture().network(plan, "v_prediction"), x * plan.noise_scale, noises)
+    assert np.isfinite(path).all()
+    if "dpmsolver" not in solver:  # holding n over a long step from no signal overshoots
+        assert np.abs(path[-1]).max() < 4
+
+
+@pytest.mark.parametrize("top", [1.0, 0.999])
+@pytest.mark.parametrize("solver", [n for n in SOLVERS if "dpmsolver" not in n])
+def test_flow_from_pure_noise(solver, top):
+    sigmas = np.array([top, 0.8, 0.5, 0.1, 0.0])
+    plan = fastdiff.plan(
+        solver, steps=4, noise="flow", prediction="flow_prediction", spacing=sigmas
+    )
+    x = np.linspace(-2, 2, 5)
+    noises = np.random.default_rng(0).normal(size=(4, 5))
+    path = run(plan, lambda x, t, j: np.sin(3 * x) + t / 1000, x, noises)
+    assert np.isfinite(path).all()
+    np.testing.assert_array_equal(plan.timesteps, 1000 * sigmas[:-1])
+
+
+def test_flow_from_pure_noise_is_the_limit():
+    """Of first order; of higher order the first prediction fades only like 1 / lambda."""
+    ends = []
+    for top in (1.0, 1 - 1e-9):
+        for solver in ("ddim", "euler", "dpmpp_1"):
+            plan = fastdiff.plan(
+                solver,
+                steps=4,
+                noise="flow",
+                prediction="flow_prediction",
+                spacing=np.array([top, 0.8, 0.5, 0.1, 0.0]),
+            )
+            path = run(plan, lambda x, t, j: np.sin(x), np.linspace(-2, 2, 5) / top)
+            ends.append(path[-1])
+    for end in ends[1:]:
+        np.testing.assert_allclose(end, ends[0], atol=1e-8)
+
+
+def test_noise_prediction_cannot_start_without_signal():
+    with pytest.raises(ValueError, match="cannot start from a level without signal"):
+        fastdiff.plan(
+            "dpmsolver_2m", steps=2, noise="flow", prediction="flow_prediction", spacing=[1.0, 0.5]
+        )
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [1, 2, 1000])
+def test_any_number_of_steps(spacing, steps):
+    plan = fastdiff.plan("dpmpp_3m", steps=steps, spacing=spacing)
+    assert plan.steps == steps
+    assert np.isfinite(np.delete(plan.rows, [4, 5], axis=2)).all()
+
+
+def test_one_step_is_the_prediction_of_x_0():
+    for solver in SOLVERS:
+        plan = fastdiff.plan(solver, steps=1, prediction="sample")
+        path = run(plan, lambda x, t, j: np.cos(x), np.linspace(-1, 1, 3), np.ones((1, 3)))
+        np.testing.assert_allclose(path[-1], np.cos(plan.c_in * np.linspace(-1, 1, 3)), rtol=1e-13)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS[:3])
+def test_all_predictions_of_one_network_make_one_run(prediction):
+    data, x = Mixture(), np.linspace(-2, 2, 9)
+    for solver in ("ddim", "euler", "dpmpp_3m", "dpmsolver_2m"):
+        ends = []
+        for kind in ("epsilon", prediction):
+            plan = fastdiff.plan(solver, steps=9, prediction=kind)
+            ends.append(run(plan, data.network(plan, kind), x * plan.noise_scale)[-1])
+        np.testing.assert_allclose(ends[0], ends[1], rtol=1e-10, atol=1e-11)
+
+
+def test_the_first_rows_have_the_order_that_their_history_allows():
+    plan = fastdiff.plan("dpmpp_3m", steps=20)
+    read = (plan.rows[:, 0, HEAD + 4 : HEAD + 6] != 0).sum(axis=1)
+    assert read.tolist() == [0, 1, *[2] * 17, 0]
+    few = fastdiff.plan("dpmpp_3m", steps=10)  # below 15 steps the end is lowered twice
+    read = (few.rows[:, 0, HEAD + 4 : HEAD + 6] != 0).sum(axis=1)
+    assert read.tolist() == [0, 1, *[2] * 6, 1, 0]
+    end = {"final_sigma": "sigma_min", "spacing": "trailing"}
+    for options, last in (
+        ({"lower_order_final": True}, [1, 0]),
+        ({"lower_order_final": False}, [2, 2]),
+        ({"lower_order_final": False, "euler_at_final": True}, [2, 0]),
+    ):
+        plan = fastdiff.plan("dpmpp_3m", steps=10, **end, **options)
+        read = (plan.rows[:, 0, HEAD + 4 : HEAD + 6] != 0).sum(axis=1)
+        assert read.tolist()[-2:] == last
+
+
+GOOD = {"solver": "dpmpp_2m", "steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"solver": "dpmpp_2x"}, "solver must be one of ddim, "),
+        ({"steps": 0}, "steps must be a whole number >= 1; got 0"),
+        ({"steps": -3}, "steps must be a whole number >= 1; got -3"),
+        ({"steps": 2.5}, "steps must be a whole number >= 1; got 2.5"),
+        ({"steps": True}, "steps must be a whole number >= 1; got True"),
+        ({"steps": "20"}, "steps must be a whole number >= 1; got '20'"),
+        ({"steps": None}, "steps must be a whole number >= 1; got None"),
+        ({"begin": 5}, "begin must be a row in 0 .. 4; got 5"),
+        ({"begin": -1}, "begin must be a row in 0 .. 4; got -1"),
+        ({"begin": 1.5}, "begin must be a row in 0 .. 4; got 1.5"),
+        ({"begin": "1"}, "begin must be a row in 0 .. 4; got '1'"),
+        ({"numerics": "fast"}, "numerics must be one of exact, faithful; got 'fast'"),
+        (
+            {"prediction": "eps"},
+            "prediction must be one of epsilon, sample, v_prediction, flow_pre",
+        ),
+        (
+            {"prediction": "flow_prediction"},
+            "'flow_prediction' does not go with a 'vp' noise schedule",
+        ),
+        ({"noise": "flow"}, "prediction 'epsilon' does not go with a 'flow' noise schedule"),
+        (
+            {"noise": "cosine"},
+            "noise schedule must be one of linear, scaled_linear, squaredcos_cap_v2",
+        ),
+        ({"noise": 3}, "noise must be a name or a NoiseSchedule; got 3"),
+        ({"noise": None}, "noise must be a name or a NoiseSchedule; got None"),
+        ({"spacing": "cosine"}, "spacing must be one of karras, exponential, lu, beta, linspace, "),
+        ({"spacing": None}, "spacing must be a name, one-dimensional sigmas (float) or timesteps"),
+        (
+            {"spacing": [[3.0, 1.0]]},
+            "spacing must be a name, one-dimensional sigmas (float) or time",
+        ),
+        (
+            {"spacing": [[3.0], [1.0, 2.0]]},
+            "spacing must be a name, one-dimensional sigmas (float)",
+        ),
+        (
+            {"spacing": ["a"] * 5},
+            "spacing must be a name, one-dimensional sigmas (float) or timestep",
+        ),
+        ({"spacing": [3.0, 1.0]}, "spacing must be 5 or 6 long for steps=5; got 2"),
+        ({"spacing": [1.0, 2.0, 3.0, 4.0, 5.0]}, "spacing must go from noisy to clean"),
+        ({"spacing": [5.0, 4.0, 3.0, 2.0, -1.0]}, "spacing must go from noisy to clean"),
+        ({"spacing": [5.0, 4.0, float("nan"), 2.0, 1.0]}, "spacing must go from noisy to clean"),
+        ({"spacing": [float("inf"), 4.0, 3.0, 2.0, 1.0]}, "spacing must go from noisy to clean"),
+        ({"spacing": [0.0] * 5}, "spacing must go from noisy to clean"),
+        (
+            {"spacing": [1000, 800, 600, 400, 200]},
+            "spacing must be timesteps in 0 .. 999; got [1000",
+        ),
+        ({"spacing": [900, 800, 600, 400, -2]}, "spacing must be timesteps in 0 .. 999; got [900"),
+        ({"spacing": [100, 200, 300, 400, 500]}, "spacing must go from noisy to clean"),
+        (
+            {
+                "spacing": [1.5, 0.8, 0.6, 0.4, 0.2],
+                "noise": "flow",
+                "prediction": "flow_prediction",
+            },
+            "(at most 1 for flow)",
+        ),
+        ({"spacing": "leading", "steps": 1001}, "steps must be at most the 1000 training steps"),
+        ({"final_sigma": "small"}, "final_sigma must be zero or sigma_min; got 'small'"),
+        (
+            {"guidance": [1.0, 2.0]},
+            "guidance must be a finite number, (5,) of them per step or (1 or",
+        ),
+        (
+            {"guidance": np.ones((3, 2))},
+            "guidance must be a finite number, (5,) of them per step or",
+        ),
+        (
+            {"guidance": np.ones((1, 0))},
+            "guidance must be a finite number, (5,) of them per step or",
+        ),
+        ({"guidance": float("nan")}, "guidance must be a finite number"),
+        ({"guidance": "strong"}, "guidance must be a finite number, (5,) of them per step or"),
+        (
+            {"eta": 0.5},
+            "eta: no option of solver 'dpmpp_2m'; it takes solver_type, lower_order_final",
+        ),
+        ({"order": 3, "d2_scale": 1.0}, "d2_scale, order: no option of solver 'dpmpp_2m'"),
+        ({"solver_type": "bh2"}, "solver_type must be midpoint or heun; got 'bh2'"),
+        ({"lower_order_final": 1}, "lower_order_final must be True or False; got 1"),
+        ({"solver": "ddim", "eta": -0.1}, "eta must be a number >= 0; got -0.1"),
+        ({"solver": "ddim", "eta": "1"}, "eta must be a number >= 0; got '1'"),
+        ({"solver": "ddim", "eta": float("inf")}, "eta must be a number >= 0; got inf"),
+        ({"solver": "ddim", "eta": float("nan")}, "eta must be a number >= 0; got nan"),
+        ({"solver": "ddim", "eta": True}, "eta must be a number >= 0; got True"),
+        (
+            {"solver": "ddpm", "variance": "fixed_small"},
+            "variance must be small or large; got 'fixed",
+        ),
+        ({"solver": "ddpm", "eta": 1.0}, "eta: no option of solver 'ddpm'; it takes variance"),
+        ({"solver": "euler", "s_churn": -1.0}, "s_churn must be a number >= 0; got -1.0"),
+    ],
+)
+def test_wrong_arguments(change, message):
+    """Each names the argument, what it got, and what would do."""
+    arguments = {**GOOD, **change}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fastdiff.plan(arguments.pop("solver"), **arguments)
+
+
+def test_an_infinite_upper_limit_of_churn_is_fine():
+    fastdiff.plan("euler", steps=3, s_churn=1.0, s_tmax=float("inf"))
+
+
+def test_a_plan_of_wrong_shapes_is_refused():
+    plan = fastdiff.plan("ddim", steps=3)
+    with pytest.raises(ValueError, match=r"rows must have shape \(3, 1 or batch, 12\)"):
+        dataclasses.replace(plan, rows=plan.rows[:, 0])
+    with pytest.raises(ValueError, match=r"alpha must have shape \(4,\) for 3 timesteps"):
+        dataclasses.replace(plan, alpha=plan.alpha[1:])
+
+
+def test_random_numbers_are_drawn_where_the_solver_is_one_with_noise():
+    """Also on rows whose weight is 0, so that seeds do not shift."""
+    for solver in SOLVERS:
+        assert fastdiff.plan(solver, steps=6).draw.tolist() == [SOLVERS[solver].noise] * 6
+    assert fastdiff.plan("ddim", steps=4, eta=0.5).draw.tolist() == [True, True, True, False]
+    limits = {"s_churn": 4.0, "s_tmin": 1.0}
+    plan = fastdiff.plan("euler", steps=4, spacing=[9.0, 3.0, 0.5, 0.1], **limits)
+    assert plan.draw.tolist() == [True, True, False, False]
