@@ -1,0 +1,1 @@
+"""How long things take, each against a named peer in the same run.  `python -m benchmarks`."""

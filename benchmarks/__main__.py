@@ -1,0 +1,87 @@
+"""python -m benchmarks [--out FILE] [-k EXPRESSION]: run the benchmarks, write JSON, print ratios.
+
+The JSON (schema 1) holds the provenance and, for every case, the times of each contestant; no
+ratio is stored, since all follow from it.  `python -m benchmarks.table` makes the README's table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.provenance import ROOT
+from benchmarks.results import RESULTS, TARGETS, case_name, ratio, save
+
+HERE = Path(__file__).parent
+
+
+def run(out: Path | None, expression: str) -> int:
+    """pytest on bench_*.py; its report, condensed, goes to `out`."""
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "raw.json"
+        args = [str(HERE), "-o", "python_files=bench_*.py", "-q", "-p", "no:cacheprovider"]
+        args += ["-W", "ignore", "--benchmark-quiet", f"--benchmark-json={raw}"]
+        args += ["--rootdir", str(ROOT), *(["-k", expression] if expression else [])]
+        status = int(pytest.main(args))
+        if status or not raw.exists() or not raw.stat().st_size:
+            print("no numbers: a check before the timing failed, or nothing was selected")
+            return status or 1
+        report = condense(json.loads(raw.read_text()))
+    date = report["provenance"]["date"][:10]
+    path = out or RESULTS / f"{'gpu' if report['provenance']['gpus'] else 'cpu'}-{date}.json"
+    save(report, path)
+    print_ratios(report)
+    print(f"\nwritten: {path}")
+    return 0
+
+
+def condense(raw: dict[str, Any]) -> dict[str, Any]:
+    """Provenance and, for every case, what it was, what it moved, how it was checked, the times."""
+    cases = []
+    for entry in raw["benchmarks"]:
+        cases.append({"benchmark": entry["group"].split("/")[0], **entry["extra_info"]})
+    return {"schema": 1, "provenance": raw["machine_info"]["fastdiff"], "cases": cases}
+
+
+def print_ratios(report: dict[str, Any]) -> None:
+    """One line a contestant and case; then the targets."""
+    facts = report["provenance"]
+    print(f"\n{facts['cpu']}, {facts['threads']} thread, load {facts['load_average']}")
+    print("microseconds, median / fastest quartile; ratio to fastdiff in both\n")
+    for case in report["cases"]:
+        print(case_name(case))
+        for name, time in sorted(case["times"].items(), key=lambda item: item[1]["median"]):
+            ratios = [ratio(case, name, kind) for kind in ("median", "fastest_quartile")]
+            print(
+                f"  {name:40} {time['median']:9.1f} / {time['fastest_quartile']:9.1f}"
+                f"   {ratios[0]:6.2f} / {ratios[1]:6.2f}"
+            )
+    print("\ntargets")
+    for target in TARGETS:
+        found = next((c for c in report["cases"] if case_name(c) == target.case), None)
+        if found is None or target.peer not in found["times"]:
+            continue
+        got = ratio(found, target.peer, target.statistic)
+        verdict = "reached" if got >= target.ratio else "MISSED"
+        print(
+            f"  {target.case} against {target.peer}, {target.statistic}: "
+            f"{got:.2f}, wanted {target.ratio:g}: {verdict}"
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--out", type=Path, help="JSON to write (benchmarks/results/cpu-DATE.json)")
+    parser.add_argument("-k", default="", metavar="EXPRESSION", help="which cases, as in pytest")
+    options = parser.parse_args(argv)
+    return run(options.out, options.k)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

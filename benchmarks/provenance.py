@@ -1,0 +1,69 @@
+"""What a number depends on besides the code: machine, instruction set, versions, commit, load."""
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+THREADS = 1
+
+
+def provenance() -> dict[str, Any]:
+    """Everything that goes into the JSON beside the times."""
+    import diffusers
+    import torch
+
+    import fastdiff
+    from fastdiff import backends
+
+    build = backends.build_info()
+    isa = None
+    if build["native"]:
+        from fastdiff import _C
+
+        isa = _C.isa()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cpu": cpu(),
+        "cores": os.cpu_count(),
+        "gpus": gpus,
+        "isa": isa,
+        "compiler": build.get("compiler"),
+        "threads": THREADS,
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "fastdiff": fastdiff.__version__,
+        "commit": commit(),
+    }
+
+
+def cpu() -> str:
+    """The CPU as /proc/cpuinfo names it, with family and model, for names are often cut short."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(line.split("\t: ", 1) for line in map(_tidy, lines) if "\t: " in line)
+    name = facts.get("model name", platform.machine())
+    return f"{name} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
+
+
+def _tidy(line: str) -> str:
+    name, _, value = line.partition(":")
+    return f"{name.strip()}\t: {value.strip()}"
+
+
+def commit() -> str:
+    """The commit that was measured, with -dirty if tracked files differ from it."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

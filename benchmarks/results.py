@@ -1,0 +1,67 @@
+"""Read and write results; what was hoped for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.side_by_side import OURS
+
+RESULTS = Path(__file__).parent / "results"
+COMPILED = "torch.compile of the formula"
+
+
+class Target(NamedTuple):
+    """The peer's time shall be at least `ratio` times ours."""
+
+    case: str
+    peer: str
+    statistic: str
+    ratio: float
+
+
+TARGETS = (
+    Target("scheduler_step dpmpp_2m 1x4x64x64 float32", "diffusers", "median", 12),
+    Target("scheduler_step dpmpp_2m_sde 1x4x64x64 float32", "diffusers", "median", 3),
+    Target("scheduler_step dpmpp_2m 8x4x128x128 float32", "diffusers", "fastest_quartile", 5),
+    Target("scheduler_step dpmpp_2m 8x4x128x128 float32", COMPILED, "fastest_quartile", 1),
+)
+
+
+def case_name(case: dict[str, Any]) -> str:
+    """scheduler_step dpmpp_2m 1x4x64x64 float32"""
+    what = case["case"]
+    who = what.get("sampler") or what["entry"]
+    return f"{case['benchmark']} {who} {what['shape']} {what['dtype']}"
+
+
+def ratio(case: dict[str, Any], peer: str, statistic: str = "median") -> float:
+    """How many times as long as fastdiff the peer takes."""
+    times = case["times"]
+    return float(times[peer][statistic] / times[OURS][statistic])
+
+
+def save(report: dict[str, Any], path: Path) -> None:
+    """Write JSON, one line a case, so that two results can be compared by eye."""
+    head = json.dumps(report["provenance"], indent=1)
+    cases = ",\n".join("  " + json.dumps(case) for case in report["cases"])
+    text = f'{{\n"schema": {report["schema"]},\n"provenance": {head},\n"cases": [\n{cases}\n]\n}}\n'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A report written by `save`."""
+    report = json.loads(path.read_text())
+    if report.get("schema") != 1:
+        raise ValueError(f"schema of {path} must be 1; got {report.get('schema')!r}")
+    return dict(report)
+
+
+def newest(kind: str) -> Path:
+    """The newest committed result of "cpu" or "gpu"."""
+    found = sorted(RESULTS.glob(f"{kind}-*.json"))
+    if not found:
+        raise FileNotFoundError(f"{RESULTS} has no {kind}-*.json; run python -m benchmarks")
+    return found[-1]
