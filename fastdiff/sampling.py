@@ -44,9 +44,18 @@ def sample(
         raise TypeError(
             f"plan must be a fastdiff.Plan; got {type(plan).__name__}. Make one with fastdiff.plan"
         )
+    if not isinstance(noise, Tensor):
+        raise TypeError(f"noise must be a tensor (B, *shape); got {type(noise).__name__}")
     if not noise.is_floating_point() or noise.ndim < 1:
         raise ValueError(
             f"noise must be a float tensor (B, *shape); got {noise.dtype} {tuple(noise.shape)}"
+        )
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a float dtype, the network's; got {dtype}")
+    if isinstance(generator, (list, tuple)) and len(generator) != noise.shape[0]:
+        raise ValueError(
+            f"generator must be one, or a list of one per sample of the batch, {noise.shape[0]}; "
+            f"got {len(generator)}"
         )
     per_sample = plan.rows.shape[1]
     if per_sample not in (1, noise.shape[0]):
