@@ -1,0 +1,64 @@
+"""Golden tables: plans whose numbers must not move by accident.
+
+    python -m tests.golden          writes tests/golden/*.json again
+
+Run it only for a change that is meant to change numbers, and say so in the commit.
+"""
+
+from pathlib import Path
+
+import fastdiff
+from fastdiff.schedules import NoiseSchedule
+
+FOLDER = Path(__file__).parent / "golden"
+PLANS = {  # file -> arguments of fastdiff.plan
+    "ddim-eta": {"solver": "ddim", "steps": 4, "spacing": "trailing", "eta": 0.3},
+    "ddpm-large": {"solver": "ddpm", "steps": 4, "spacing": "leading", "variance": "large"},
+    "dpmpp-2m": {"solver": "dpmpp_2m", "steps": 6},
+    "dpmpp-2m-heun-sde": {
+        "solver": "dpmpp_2m_sde",
+        "steps": 5,
+        "spacing": "exponential",
+        "solver_type": "heun",
+        "eta": 0.5,
+        "prediction": "v_prediction",
+    },
+    "dpmpp-3m": {"solver": "dpmpp_3m", "steps": 6, "lower_order_final": False},
+    "dpmpp-3m-sde-faithful": {"solver": "dpmpp_3m_sde", "steps": 6, "numerics": "faithful"},
+    "dpmsolver-3m": {"solver": "dpmsolver_3m", "steps": 5, "final_sigma": "sigma_min"},
+    "euler-a-guided": {"solver": "euler_a", "steps": 4, "guidance": [[3.0, 7.5]]},
+    "euler-churn": {"solver": "euler", "steps": 4, "s_churn": 1.0, "prediction": "v_prediction"},
+    "flow": {
+        "solver": "dpmpp_2m",
+        "steps": 4,
+        "noise": NoiseSchedule.flow(3.0),
+        "spacing": [1.0, 0.8, 0.5, 0.2],
+        "prediction": "flow_prediction",
+    },
+    "zero-snr": {
+        "solver": "dpmpp_2m",
+        "steps": 4,
+        "noise": NoiseSchedule.vp("linear", rescale_betas_zero_snr=True),
+        "spacing": "linspace",
+        "prediction": "v_prediction",
+        "begin": 1,
+    },
+}
+
+
+def make(name: str) -> fastdiff.Plan:
+    """The plan of a file, computed now."""
+    arguments = dict(PLANS[name])
+    return fastdiff.plan(arguments.pop("solver"), **arguments)
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name in PLANS:
+        path = FOLDER / f"{name}.json"
+        make(name).save(path)
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
