@@ -146,8 +146,10 @@ def _spans(named: dict[str, Tensor | None]) -> list[tuple[int, int, str]]:
 
 def same_layout(a: Tensor, b: Tensor) -> bool:
     """Whether equal offsets mean equal elements; strides of dimensions of size 1 do not count."""
-    pairs = zip(a.shape, a.stride(), b.stride(), strict=True)
-    return a.stride() == b.stride() or all(n == 1 or s == t for n, s, t in pairs)
+    strides = a.stride(), b.stride()
+    if strides[0] == strides[1]:
+        return True
+    return all(n == 1 or s == t for n, s, t in zip(a.shape, *strides, strict=True))
 
 
 def dense(x: Tensor, samples: int) -> Tensor:

@@ -3,7 +3,8 @@ derivative.  Symbols, shapes and the row's columns: fastdiff/ops/affine_step.py.
 
 Sums start from +0 and take products rounded on their own, as the kernels do, so that in float32 all
 give the same bits.  Where a weight is 0 the product is replaced by 0, for 0 * NaN is NaN.  No
-value is read on the host: rows and step may live on any device.
+value is read on the host: rows and step may live on any device.  Only `launch` reads, for one row
+on the CPU, which of its weights are 0: there reading is free, and leaving out makes it quick.
 """
 
 from collections.abc import Sequence
@@ -40,13 +41,24 @@ def read_row(x: Tensor, rows: Tensor, step: Tensor | None, keeps: int, depth: in
     return Row(row[0], estimate, row[4], row[5], row[6], matrix, row[end], row[end + 1 :])
 
 
-def weighted_sum(like: Tensor, weights: Tensor, operands: Sequence[Tensor | None]) -> Tensor:
-    """sum_k weights[k] * operands[k] in the dtype of weights; None and weight 0 are left out."""
+def weighted_sum(
+    like: Tensor,
+    weights: Tensor,
+    operands: Sequence[Tensor | None],
+    used: Sequence[bool] | None = None,
+) -> Tensor:
+    """sum_k weights[k] * operands[k] in the dtype of weights; None and weight 0 are left out.
+
+    used: which weights are not 0, if that is known on the host.
+    """
     total = torch.zeros_like(like, dtype=weights.dtype)
-    for weight, operand in zip(weights, operands, strict=True):
-        if operand is not None:
-            product = weight * operand.to(weights.dtype)
-            total = total + torch.where(weight != 0, product, torch.zeros_like(product))
+    for k, (weight, operand) in enumerate(zip(weights, operands, strict=True)):
+        if operand is None or (used is not None and not used[k]):
+            continue
+        product = weight * operand.to(weights.dtype)
+        if used is None:
+            product = torch.where(weight != 0, product, torch.zeros_like(product))
+        total = total + product
     return total
 
 
@@ -66,12 +78,16 @@ def evaluate(
     history: Sequence[Tensor],
     noise: Tensor | None,
     row: Row,
+    used: Sequence[Sequence[bool]] | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """x', m and [r_1 .. r_P] in the dtype of the sums."""
+    """x', m and [r_1 .. r_P] in the dtype of the sums; used: for m, then for each row of C."""
+    of_m, *of_results = [*used] if used else [None] * (1 + len(row.matrix))
     e = guided(row.g, uncond, cond)
-    m = weighted_sum(x, row.estimate, (x, None, e, noise))
+    m = weighted_sum(x, row.estimate, (x, None, e, noise), of_m)
     m = row.gain * torch.minimum(torch.maximum(m, row.lo), row.hi)
-    x_next, *kept = (weighted_sum(x, c, (x, m, e, noise, *history)) for c in row.matrix)
+    operands = (x, m, e, noise, *history)
+    weights = zip(row.matrix, of_results, strict=True)
+    x_next, *kept = (weighted_sum(x, c, operands, known) for c, known in weights)
     return x_next, m, kept
 
 
@@ -109,10 +125,12 @@ def launch(
     ring: bool,
 ) -> None:
     """Write the results where a kernel would write them."""
-    row = read_row(x, rows, step, keeps, len(history))
-    if noise is None and rows.is_cpu and bool(row.estimate[Z].any() | row.matrix[:, Z].any()):
-        raise ValueError("noise is None, but the row weighs it: pass noise of the shape of x")
-    after, m, results = evaluate(x, uncond, cond, history, noise, row)
+    row, used = read_row(x, rows, step, keeps, len(history)), None
+    if rows.is_cpu and rows.shape[1] == 1:
+        used = [(c != 0).flatten().tolist() for c in (row.estimate, *row.matrix)]
+        if noise is None and any(weights[Z] for weights in used):
+            raise ValueError("noise is None, but the row weighs it: pass noise of the shape of x")
+    after, m, results = evaluate(x, uncond, cond, history, noise, row, used)
     if model_input is not None:
         model_input.copy_(row.c_in * after)
     if x0 is not None:
@@ -121,7 +139,7 @@ def launch(
     for target, result in zip(kept, results, strict=False):
         target.copy_(result)
     for slot, result in zip(row.slots, results, strict=True):
-        for r, h in enumerate(history if ring else ()):
+        for r, h in enumerate(history if ring else ()):  # no slot is read on the host
             h.copy_(torch.where(slot == r, result.to(h.dtype), h))
 
 
