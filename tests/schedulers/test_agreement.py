@@ -10,8 +10,9 @@ sigma = 4096 of a zero-SNR schedule lose four digits); an error of ours cannot h
 would have to be as small as theirs.  For x_0, c = 4: at such noise levels it is a small difference
 of two large terms, whose error is mostly the rounding of their coefficients, two of ours (kx, ke)
 and one of theirs (sigma), each the same for all elements, so the ratio is that of three draws.
-Where diffusers is not finite (two equal noise levels), max |o - r| <= 1e-5 max |r|, a step between
-equal levels being the identity.  Where r is not finite either, ours need only not raise.
+Where diffusers is not finite (two equal noise levels), r takes the place of s, a step between
+equal levels being the identity.  Where r is not finite either (epsilon where there is no signal, the
+root of a logarithm), ours may say so, and need not agree.
 Generators must end in the same state: same numbers drawn, in the same order and dtype.
 """
 
@@ -31,11 +32,13 @@ WEIGHT = {"DPMSolverMultistepScheduler": 2}
 
 def complaint(case: Case) -> str:
     """Empty, or what is wrong with our run of this case."""
+    (s, their_state), r = theirs(case), reference(case)
     try:
         o, state = mine(case)
+    except ValueError as error:
+        return "" if "no signal" in str(error) and not finite(r) else f"raised {error!r}"
     except Exception as error:
         return f"raised {error!r}"
-    (s, their_state), r = theirs(case), reference(case)
     if any((p != q).any() for p, q in zip(state, their_state, strict=True)):
         return "drew other random numbers than diffusers"
     if not finite(r):
@@ -44,11 +47,7 @@ def complaint(case: Case) -> str:
     for kind in range(kinds):
         ours, them, exact = o[kind::kinds], s[kind::kinds], r[kind::kinds]
         what = ("sample", "x_0")[kind]
-        if not finite(them):
-            worst = max(gaps(ours, exact))
-            if not worst <= REL:
-                return f"{what}: {worst:.1e} from float64 where diffusers is not finite"
-            continue
+        them = [a if finite([a]) else b for a, b in zip(them, exact, strict=True)]
         lost = 0.0
         sets = zip(gaps(ours, them), gaps(ours, them, "rms"), gaps(them, exact, "rms"), strict=True)
         for i, (largest, typical, theirs_lost) in enumerate(sets):

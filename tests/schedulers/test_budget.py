@@ -124,6 +124,21 @@ def test_a_run_that_starts_in_the_middle_has_the_same_budget(name):
         assert scheduler.step_index == STEPS
 
 
+@pytest.mark.usefixtures("_subclasses_reach_the_op")
+@pytest.mark.parametrize("name", WITH_INDEX)
+def test_sigmas_that_somebody_moved_to_the_device_are_read_back_once(name):
+    with FakeDevice() as device:
+        scheduler = ours(name)(**SD | unique({}))
+        scheduler.set_timesteps(STEPS, device=device.name)
+        scheduler.sigmas = scheduler.sigmas.to(device.name)
+        scheduler.set_begin_index(0)
+        x = torch.randn(SHAPE, device=device.name)
+        device.clear()
+        for t in scheduler.timesteps:
+            x = scheduler.step(x, t, x)[0]
+        assert len(device.syncs) == 1
+
+
 # The fake itself: it must show what is known of diffusers.
 
 

@@ -99,14 +99,18 @@ NEW = {
 
 
 @pytest.mark.parametrize("when", ["before set_timesteps", "before step 0", "before step 4"])
-@pytest.mark.parametrize("how", ["_internal_dict", "register_to_config"])
+@pytest.mark.parametrize("how", ["_internal_dict", "register_to_config", "attribute"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_replaced_after_construction_counts(name, how, when):
-    """Stable Diffusion's constructor replaces it to switch clipping off, Cosmos2's registers."""
+    """Stable Diffusion's constructor replaces it to switch clipping off, Cosmos2's registers,
+    Stable Cascade writes an attribute in the middle of a run."""
 
     def change(s):
         if how == "register_to_config":
             s.register_to_config(**NEW[name])
+        elif how == "attribute":
+            for key, value in NEW[name].items():
+                setattr(s.config, key, value)
         else:
             s._internal_dict = FrozenDict(dict(s.config) | NEW[name])
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from .classes import HOME, NAMES, SD, ours, stock
-from .runs import Case, finite, gaps, mine, prepare, reference, run
+from .runs import Case, finite, gaps, mine, prepare, reference, run, theirs
 
 DPM, DDIM, EULER, EULER_A, DDPM = NAMES
 REL = 1e-5
@@ -45,6 +45,7 @@ DEVIATIONS = {  # quirk -> (a run that has it, how the recursion differs without
 ELSEWHERE = {
     "model times are cut to whole numbers": "test_model_times_keep_their_fractions",
     "mu of one run stays for the next": "test_mu_is_for_one_run",
+    "beta_t of DDPM is a difference of float32 numbers": "test_beta_of_ddpm_is_rounded_in_diffusers",
 }
 
 
@@ -87,6 +88,15 @@ def test_without_a_deviation_the_two_are_the_same_bits(case):
 def test_exact_ddpm_is_the_float64_recursion(variance):
     case = Case(DDPM, SD | {"variance_type": variance, "clip_sample": False}, 50)
     assert max(gaps(exact_run(case)[::2], reference(case)[::2])) <= REL
+
+
+def test_beta_of_ddpm_is_rounded_in_diffusers():
+    """1 - a_t / a_{t-1} of float32 numbers near 1: three digits are left at t = 1."""
+    case = Case(DDPM, {"clip_sample": False}, 1000, begin=(990, True))
+    faithful, exact = mine(case)[0][::2], exact_run(case)[::2]
+    assert max(gaps(faithful, theirs(case)[0][::2])) <= 2e-6
+    assert max(gaps(exact, reference(case)[::2])) <= 2e-6
+    assert max(gaps(faithful, exact)) >= 1e-5
 
 
 def test_model_times_keep_their_fractions():

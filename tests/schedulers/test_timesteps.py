@@ -194,3 +194,19 @@ def test_a_timestep_of_an_earlier_run_is_looked_up(name):
     s._init_step_index(old[5])
     assert s.step_index == 5
     assert counted(s).looked_up == 1
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["", "inference_mode"])
+@pytest.mark.parametrize("when", [0, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_timesteps_written_in_place(name, when, inference):
+    """They are the truth for the stateless classes, and only names for the others."""
+
+    def edit(i, s, x):
+        if i == when:
+            s.timesteps[5] -= 7
+
+    with torch.inference_mode(inference):
+        mine, theirs = both(name, **SD)
+        compare(mine, theirs, edit)
+        compare(mine, theirs, edit)

@@ -1,0 +1,93 @@
+"""A step inside a transform of PyTorch: derivatives of functions, fake tensors, recording.
+
+What is made in there is made of that transform's tensors.  Nothing of it may be kept: a later run
+of the same schedule, by anybody, must find real rows.
+"""
+
+import itertools
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .classes import NAMES, SD, both, ours
+from .loops import SHAPE, answer, latents, loop, same
+
+_fresh = itertools.count()
+
+
+def fresh():
+    """A configuration whose rows nobody has made yet."""
+    return SD | {"beta_end": 0.0119 + 1e-7 * next(_fresh)}
+
+
+def stepper(s, sigma=3.0):
+    """x -> next sample, of the first step."""
+    s.set_timesteps(6)
+    t = s.timesteps[0]
+    s.scale_model_input(latents(s), t)
+    more = {} if s.step.__code__.co_varnames.count("generator") == 0 else {"generator": None}
+
+    def step(x):
+        torch.manual_seed(4)
+        if getattr(s, "_step_index", None) is not None:
+            s._step_index = 0
+        return s.step(torch.tanh(x / sigma), t, x, **more)[0]
+
+    return step
+
+
+def grad(step, x):
+    return torch.func.grad(lambda x: step(x).square().sum())(x)
+
+
+def jvp(step, x):
+    return torch.func.jvp(step, (x,), (torch.ones_like(x),))[1]
+
+
+@pytest.mark.parametrize("transform", [grad, jvp])
+@pytest.mark.parametrize("name", NAMES)
+def test_derivatives_of_functions(name, transform):
+    config = fresh()
+    mine, theirs = both(name, **config)
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    same(transform(stepper(mine), x), transform(stepper(theirs), x))
+    again = stepper(ours(name)(**config))
+    same(again(x), stepper(theirs)(x))  # rows made inside are no wrapped tensors outside
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fake_tensors_leave_nothing_behind(name):
+    config = fresh()
+    expected = loop(both(name, **config)[1])
+    s = ours(name)(**config)
+
+    def edit(i, s, x):
+        if i == 2:  # a copy of it looks ahead at shapes
+            ahead = ours(name)(**config)
+            ahead.set_timesteps(8)
+            if hasattr(ahead, "set_begin_index"):
+                ahead.set_begin_index(2)
+            t = s.timesteps[2].item()
+            if "Euler" in name:
+                t = float(t)
+            ahead.scale_model_input(x, ahead.timesteps[2])
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                y = torch.empty(SHAPE)
+                assert ahead.step(answer(y, 2), t, y)[0].shape == SHAPE
+
+    for a, b in zip(loop(s, edit), expected, strict=True):
+        same(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_meta_tensors(name):
+    s = ours(name)(**fresh())
+    s.set_timesteps(4)
+    x = torch.empty(SHAPE, device="meta")
+    s.scale_model_input(x, s.timesteps[0])
+    out = s.step(x, s.timesteps[0], x)[0]
+    assert (out.shape, out.device.type) == (SHAPE, "meta")
+    expected = loop(both(name, **SD)[1])
+    for a, b in zip(loop(ours(name)(**SD)), expected, strict=True):
+        same(a, b)
