@@ -1,0 +1,145 @@
+"""Which backend runs an op, and what is said when one cannot."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import fastdiff
+from fastdiff import backends
+from fastdiff.backends import BackendError, Key
+from fastdiff.ops import affine_step_reference
+from fastdiff.ops.affine_step import affine_step
+
+CPU = Key("cpu", torch.float32)
+NATIVE = backends.why_not("affine_step", "cpu", CPU) is None
+
+
+def test_the_first_that_can_run_is_taken():
+    assert backends.chosen("affine_step", CPU) == ("cpu" if NATIVE else "reference")
+    assert backends.chosen("affine_step", Key("cpu", torch.float64)) == "reference"
+    assert backends.chosen("affine_step", Key("mps", torch.float16)) == "reference"
+    run = backends.resolve("affine_step", Key("cpu", torch.float64))
+    assert run is affine_step_reference.launch
+
+
+def test_each_backend_says_why_not():
+    def why(backend, key=CPU):
+        return backends.why_not("affine_step", backend, key)
+
+    assert why("reference") is None
+    assert why("cuda") == "not written yet for this op"
+    if NATIVE:
+        assert why("cpu", Key("cpu", torch.float64)).startswith("torch.float64 has no kernel")
+        assert why("cpu", Key("cuda", torch.float32)) == (
+            "it runs on cpu tensors, these are on cuda"
+        )
+    if not torch.cuda.is_available():
+        assert "torch sees no CUDA device" in why("triton")
+    with pytest.raises(ValueError, match=r"backend must be one of .*'cuda', 'triton'.* got 'tpu'"):
+        why("tpu")
+    with pytest.raises(ValueError, match=r"op must be one of .*affine_step.* got 'conv'"):
+        backends.why_not("conv", "cpu", CPU)
+
+
+def test_use_backend_forces_or_raises_with_the_reasons():
+    with fastdiff.use_backend("reference"):
+        assert backends.chosen("affine_step", CPU) == "reference"
+    assert backends.chosen("affine_step", CPU) != "reference" or not NATIVE
+    with (
+        fastdiff.use_backend("cpu"),
+        pytest.raises(BackendError, match=r"(?s)no backend can run fastdiff::affine_step.*cpu: "),
+    ):
+        affine_step(*torch.zeros(2, 3, dtype=torch.float64), torch.zeros(1, 1, 12))
+    with pytest.raises(ValueError, match="must be one of"), fastdiff.use_backend("trition"):
+        pass
+    if not torch.cuda.is_available():
+        reason = "backend 'cuda' cannot run here: torch sees no CUDA device"
+        with pytest.raises(BackendError, match=reason), fastdiff.use_backend("cuda"):
+            pass
+
+
+def test_a_forced_backend_belongs_to_its_thread():
+    seen = []
+    with fastdiff.use_backend("reference"):
+        worker = threading.Thread(target=lambda: seen.append(backends.chosen("affine_step", CPU)))
+        worker.start()
+        worker.join()
+    assert seen == [backends.chosen("affine_step", CPU)]
+
+
+def test_register_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match=r"must be among .* got \['tpu'\]"):
+        backends.register("nothing", reference="a:b", tpu="c:d")
+    with pytest.raises(ValueError, match="must have a reference"):
+        backends.register("nothing", cpu="a:b")
+    assert "nothing" not in backends.ops()
+
+
+class Named(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (torch.zeros(2), None),
+        (torch.nn.Parameter(torch.zeros(2), requires_grad=False), None),
+        (torch.zeros(2, requires_grad=True), "a gradient is wanted"),
+        (torch.zeros(2).as_subclass(Named), "Named is a tensor subclass"),
+        (torch.zeros(2, dtype=torch.float64), "there is no kernel for torch.float64"),
+        (torch.zeros(2, device="meta"), "there is no kernel for meta tensors"),
+    ],
+)
+def test_what_needs_the_reference(tensor, reason):
+    assert backends.why_reference(torch.ones(2), None, tensor) == reason
+    if reason == "a gradient is wanted":
+        with torch.no_grad():
+            assert backends.why_reference(tensor) is None
+
+
+def test_what_records_needs_the_reference_too():
+    def reason(x):
+        seen.append(backends.why_reference(torch.ones(2)))
+        return x
+
+    seen = []
+    torch.func.vmap(reason)(torch.ones(2, 2))
+    torch.jit.trace(reason, torch.ones(2), check_trace=False)
+    with torch.autograd.forward_ad.dual_level():
+        reason(None)
+    with FlopCounterMode(display=False):
+        reason(None)
+    assert seen == [
+        "inside a torch.func transform",
+        "torch.jit.trace is recording",
+        "forward-mode differentiation is active",
+        "a dispatch mode is active",
+    ]
+
+
+def test_without_the_extension_the_reference_runs_and_the_reason_is_given(tmp_path):
+    """The package as it lies after an install without a compiler: no _C, and a record of why."""
+    program = (
+        "import sys; sys.modules['fastdiff._C'] = None\n"
+        "import importlib.util as u, torch; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'fastdiff._C' else find(name, *a)\n"
+        "from fastdiff import backends; from fastdiff.ops.affine_step import affine_step\n"
+        "backends.build_info = lambda: {'native': False, 'reason': 'no C++ compiler was found'}\n"
+        "key = backends.Key('cpu', torch.float32)\n"
+        "print(backends.chosen('affine_step', key), backends.why_not('affine_step', 'cpu', key))\n"
+        "row = torch.zeros(1, 1, 12); row[..., 7] = 0.5\n"
+        "print(affine_step(torch.ones(2), torch.ones(2), row)[0].tolist())\n"
+        "from fastdiff.cli.info import print_info; print_info()\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    first, second, *rest = run.stdout.splitlines()
+    assert first.startswith("reference the native extension is missing: no C++ compiler was found")
+    assert second == "[0.5, 0.5]"
+    text = "\n".join(rest)
+    assert "missing: no C++ compiler was found. A step runs as PyTorch operators" in text
+    assert "op affine_step on cpu: reference" in text

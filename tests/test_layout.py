@@ -1,0 +1,209 @@
+"""Rules of the layout: a newcomer finds everything about an op by its name, arrows between folders
+point one way, files stay readable, importing costs nothing, and the public names do not move.
+"""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastdiff
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fastdiff"
+PARTS = ("_reference", "_checks")  # an op's contract may be spread over <op>.py and these
+OP_FILES = {path.stem for path in (PACKAGE / "ops").glob("[!_]*.py")}
+OPS = sorted(stem for stem in OP_FILES if not stem.endswith(PARTS))
+CODE = [
+    path
+    for folder in ("fastdiff", "kernels", "csrc", "tests", "benchmarks", "examples")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh") and "__pycache__" not in path.parts
+]
+
+# What a folder or module of fastdiff may import from fastdiff, besides itself.
+MATHEMATICS = {"schedules", "predictions", "solvers", "table", "registry", "plan", "plan_file"}
+KERNELS = {"ops", "backends", "kernels", "_C"}
+ARROWS = {
+    "backends": {"_C"},
+    "ops": {"backends", "_C"},
+    "schedules": set(),
+    "predictions": set(),
+    "solvers": {"schedules", "predictions"},
+    "table": {"solvers", "predictions", "schedules"},
+    "registry": {"solvers", "schedules", "predictions"},
+    "plan": MATHEMATICS,
+    "plan_file": MATHEMATICS,
+    "sampling": MATHEMATICS | KERNELS,
+    "schedulers": MATHEMATICS | KERNELS,
+    "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
+    "engine": MATHEMATICS | KERNELS | {"schedulers", "sampling", "accelerate"},
+    "shapes": MATHEMATICS | {"sampling", "schedulers", "accelerate"},
+}
+NO_TORCH = MATHEMATICS
+
+
+def imports(path, top_level_only=False):
+    """Names of all modules that a file imports; `from fastdiff import x` counts as fastdiff.x."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            if node.module == "fastdiff":
+                yield from (f"fastdiff.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("place", ["tests/test_{}.py", "benchmarks/bench_{}.py"])
+def test_every_op_is_tested_and_benchmarked(op, place):
+    assert (ROOT / place.format(op)).exists()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_a_kernel_of_its_name(op):
+    assert (ROOT / f"csrc/{op}.cpp").exists() or (ROOT / f"kernels/{op}.py").exists()
+
+
+def test_every_kernel_implements_an_op():
+    kernels = {path.stem for path in (ROOT / "kernels").glob("*.py")}
+    native = {path.stem for path in (ROOT / "csrc").iterdir()} - {"bindings", "isa"}
+    assert kernels | native <= set(OPS)
+    assert {stem.removesuffix("_reference").removesuffix("_checks") for stem in OP_FILES} == set(
+        OPS
+    )
+
+
+def test_kernels_is_not_a_top_level_package():
+    """kernels/__init__.py would shadow the package `kernels` that diffusers imports."""
+    assert not (ROOT / "kernels/__init__.py").exists()
+    assert not [path for path in (ROOT / "kernels").iterdir() if path.is_dir() and
+                path.name != "__pycache__"]  # fmt: skip
+
+
+def test_csrc_includes_no_torch():
+    for path in (ROOT / "csrc").iterdir():
+        includes = [line for line in path.read_text().splitlines() if line.startswith("#include")]
+        assert not [line for line in includes if "torch" in line or "ATen" in line or "c10" in line]
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_stay_readable(path):
+    assert len(path.read_text().splitlines()) <= 400
+    assert path.stem not in ("utils", "common", "helpers", "types"), "a name that hides"
+
+
+@pytest.mark.parametrize("unit", sorted(ARROWS))
+def test_arrows_point_one_way(unit):
+    home = PACKAGE / unit
+    files = sorted(home.rglob("*.py")) if home.is_dir() else [home.with_suffix(".py")]
+    for path in files:
+        if not path.exists():  # engine comes later
+            continue
+        for name in imports(path):
+            package, _, rest = name.partition(".")
+            assert package not in ("tests", "benchmarks", "setup"), f"{path} imports {name}"
+            if package == "fastdiff" and rest:
+                target = rest.split(".")[0]
+                assert target in ARROWS[unit] | {unit}, f"{path} imports {name}"
+
+
+def test_every_part_of_the_package_has_its_arrows():
+    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    outside = {"__init__", "__pycache__", "cli", "kernels"}  # cli stands above all
+    assert {part for part in parts if not part.startswith("_C")} - outside <= set(ARROWS)
+
+
+@pytest.mark.parametrize("unit", sorted(NO_TORCH))
+def test_the_mathematics_imports_no_torch(unit):
+    program = f"import sys, fastdiff.{unit}; print([m for m in ('torch', 'diffusers', 'scipy') "
+    program += "if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stderr
+
+
+def test_importing_costs_nothing():
+    """fastdiff, its names by dir(), and the command's entry point load no library."""
+    program = "import sys, fastdiff, fastdiff.cli, fastdiff.kernels; dir(fastdiff); "
+    program += "print(sorted({m.split('.')[0] for m in sys.modules}))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    loaded = set(ast.literal_eval(run.stdout))
+    heavy = {"torch", "numpy", "scipy", "triton", "diffusers", "transformers", "onnx", "tensorrt"}
+    assert not loaded & (heavy | {"typer", "rich", "PIL", "setuptools"})
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_imports_no_triton(op):
+    program = f"import sys, fastdiff.ops.{op}; print('triton' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout.strip() == "False", run.stderr
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("name", ["plan", "accelerate"])
+def test_a_function_and_a_module_share_a_name(name, order):
+    """fastdiff.plan is the function, whoever imported the module fastdiff.plan, and when."""
+    use = f"import types; assert type(fastdiff.{name}) is types.FunctionType\n"
+    program = f"import fastdiff, sys\n{use if order == 'after' else ''}"
+    program += f"import fastdiff.{name}\nfrom fastdiff.{name} import {name} as function\n{use}"
+    program += f"assert fastdiff.{name} is function\nfrom fastdiff import {name} as third\n"
+    program += f"assert third is function and sys.modules['fastdiff.{name}'].{name} is function\n"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(AttributeError, match=r"no attribute 'sampel'.*'sample'"):
+        fastdiff.sampel  # noqa: B018
+    assert not hasattr(fastdiff, "setup")
+
+
+PROMISE = {
+    "DDIMScheduler": None,  # constructors are diffusers'
+    "DDPMScheduler": None,
+    "DPMSolverMultistepScheduler": None,
+    "EulerAncestralDiscreteScheduler": None,
+    "EulerDiscreteScheduler": None,
+    "NoiseSchedule": None,  # made by its class methods
+    "Plan": None,  # made by plan and Plan.load
+    "accelerate": "obj, *, strict=False",
+    "plan": "solver, *, steps, noise='scaled_linear', spacing='karras', prediction='epsilon', "
+    "guidance=None, begin=0, numerics='exact', final_sigma='zero', **solver_options",
+    "report": "obj",
+    "restore": "obj",
+    "sample": "denoise, noise, plan, *, generator=None, dtype=None, start=None, callback=None",
+    "sampler": "name, *, spacing=None, **config",
+    "use_backend": "backend",
+}
+
+
+def test_the_public_names_are_these():
+    assert sorted(fastdiff.__all__) == sorted(PROMISE)
+    assert set(dir(fastdiff)) == {*PROMISE, "SchedulerMixin", "__version__"}
+    assert set(fastdiff._HOME) == {*PROMISE, "SchedulerMixin"}
+
+
+@pytest.mark.parametrize("name", sorted(PROMISE))
+def test_the_signatures_are_these(name):
+    value = getattr(fastdiff, name)
+    assert value.__doc__, f"{name} has no docstring"
+    if PROMISE[name] is not None:
+        signature = inspect.signature(value)
+        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        text = str(signature.replace(parameters=bare, return_annotation=signature.empty))
+        assert text == f"({PROMISE[name]})"
+
+
+def test_scheduler_classes_live_in_fastdiff():
+    from diffusers import SchedulerMixin
+
+    assert fastdiff.SchedulerMixin is SchedulerMixin
+    for name in PROMISE:
+        if name.endswith("Scheduler"):
+            assert getattr(fastdiff, name).__module__ == "fastdiff"
