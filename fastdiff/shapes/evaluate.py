@@ -58,7 +58,7 @@ def load(model: Path) -> StableDiffusionPipeline:
     """A pipeline in float32 from a diffusers folder or a training folder."""
     if (model / "model_index.json").exists():
         pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-            model, torch_dtype=torch.float32, local_files_only=True
+            model, dtype=torch.float32, local_files_only=True
         )
         return pipe
     from fastdiff.shapes.export import assemble

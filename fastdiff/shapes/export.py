@@ -17,7 +17,7 @@ from fastdiff.shapes.networks import NOISE_SCHEDULE, build_text_encoder, build_u
 from fastdiff.shapes.text import build_tokenizer, save_tokenizer
 
 # The sampler of the model card: the best spacing measured at 20 steps.
-SPACING: dict[str, Any] = {"timestep_spacing": "trailing"}
+SPACING: dict[str, Any] = {"timestep_spacing": "trailing", "steps_offset": 1}
 
 
 def assemble(folder: Path) -> StableDiffusionPipeline:
@@ -55,6 +55,8 @@ def export(folder: Path, out: Path) -> None:
     pipe.to(dtype=torch.float16)
     pipe.save_pretrained(out, safe_serialization=True)
     save_tokenizer(pipe.tokenizer, out / "tokenizer")
+    for path in out.rglob("*.safetensors"):
+        path.chmod(0o644)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -66,5 +66,7 @@ def build_unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,  # diffusers' name for the number of heads
+        addition_embed_type="text",  # the tokens, pooled, also reach every block beside the time
+        addition_embed_type_num_heads=4,
         norm_num_groups=8,
     )

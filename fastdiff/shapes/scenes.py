@@ -230,7 +230,7 @@ def render(layout: Layout) -> Tensor:
     for k in (0, 1):
         exists = layout.two if k else np.ones(len(layout), bool)
         for shape in range(len(SHAPES)):
-            rows = torch.from_numpy(np.flatnonzero(exists & (layout.shape[:, k] == shape)))
+            rows = np.flatnonzero(exists & (layout.shape[:, k] == shape))
             if not len(rows):
                 continue
             centre = torch.from_numpy(layout.centre[rows, k]).float()[:, :, None, None]
@@ -238,5 +238,6 @@ def render(layout: Layout) -> Tensor:
             dx, dy = grid[None, None, :] - centre[:, 0], grid[None, :, None] - centre[:, 1]
             cover = (0.5 - distance(shape, dx, dy, radius)).clamp(0, 1)[:, None]
             paint = palette[torch.from_numpy(layout.colour[rows, k])][:, :, None, None]
-            pictures[rows] = torch.lerp(pictures[rows], paint.expand(-1, -1, SIZE, SIZE), cover)
+            at = torch.from_numpy(rows)
+            pictures[at] = torch.lerp(pictures[at], paint.expand(-1, -1, SIZE, SIZE), cover)
     return pictures

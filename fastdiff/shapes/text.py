@@ -1,14 +1,17 @@
 """Words: a CLIP tokenizer with a small vocabulary, and stage 2, the text encoder.
 
 CLIP's attention is causal: the token 'red' cannot know that 'above a blue square' follows.  What
-comes after the prompt can.  So prompts are padded to 16 tokens, and the last five, one for each
-place of a picture, are taught to carry what stands there:
+comes after the prompt can, so prompts are padded to 16 tokens, and the text encoder is taught first
+what the denoising network will need.  For each place p of a picture (centre, left, right, top,
+bottom), with a colour and a shape there or nothing:
 
-    position   11      12    13     14   15
-    place      centre  left  right  top  bottom      -> colour or none, shape or none
+    mean over tokens, channels 10 p .. 10 p + 9  =  one-hot colour (6), one-hot shape (4);
+                      the other channels         =  0
+    token 11 + p                                ->  colour and shape, by two linear heads
 
-by two linear heads that all five share and that are thrown away afterwards.  The network of stage
-3 then reads, at the left of a picture, the token of the left.
+The first makes sense even of an attention that looks at all tokens alike, as it does before it is
+trained (tried without: after 1,100 steps attention was still even, and colours unbound); the second
+gives it something to look for.  The heads are thrown away afterwards.
 """
 
 import json
@@ -113,35 +116,42 @@ def place_labels(scene: Scene | None) -> tuple[list[int], list[int]]:
 
 
 class PlaceHeads(nn.Module):
-    """Read colour, shape and place linearly off the last five tokens; only used in training."""
+    """Read colour and shape linearly off the last five tokens; only used in training."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.colour = nn.Linear(width, len(COLOURS) + 1)
         self.shape = nn.Linear(width, len(SHAPES) + 1)
-        self.place = nn.Linear(width, len(PLACES))
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 16, width) to logits (B, 5, ...) of colour, shape and place."""
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 16, width) to logits (B, 5, 7) of colour and (B, 5, 5) of shape."""
         last = tokens[:, FIRST_PLACE:]
-        return self.colour(last), self.shape(last), self.place(last)
+        return self.colour(last), self.shape(last)
 
 
-def _accuracy(encoder: CLIPTextModel, heads: PlaceHeads, ids: Tensor, labels: Tensor) -> float:
-    """Share of prompts with every colour and shape right in every place."""
-    with torch.no_grad():
-        colour, shape, _ = heads(encoder(ids).last_hidden_state)
-    right = (colour.argmax(-1) == labels[:, 0]) & (shape.argmax(-1) == labels[:, 1])
-    return float(right.all(1).float().mean())
+def codes(labels: Tensor) -> Tensor:
+    """Labels (B, 2, 5) to what the mean token has to be in its first 50 channels, (B, 50)."""
+    colour = F.one_hot(labels[:, 0], len(COLOURS) + 1)[..., :-1]
+    shape = F.one_hot(labels[:, 1], len(SHAPES) + 1)[..., :-1]
+    return torch.cat([colour, shape], -1).flatten(1).float()
 
 
-def train(folder: Path, *, steps: int = 1500, seed: int = 0, batch: int = 256) -> CLIPTextModel:
+@torch.no_grad()
+def _accuracy(encoder: CLIPTextModel, ids: Tensor, labels: Tensor) -> float:
+    """Share of prompts whose mean token says in every place what stands there."""
+    code = codes(labels)
+    mean = encoder(ids).last_hidden_state.mean(1)[:, : code.shape[1]]
+    return float(((mean - code).abs() < 0.5).all(1).float().mean())
+
+
+def train(folder: Path, *, steps: int = 700, seed: int = 0, batch: int = 128) -> CLIPTextModel:
     """Teach the last five tokens what stands where; the held-back scenes stay unseen."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     tokenizer = build_tokenizer()
     encoder = build_text_encoder(len(tokenizer), tokenizer.eos_token_id)
     heads = PlaceHeads(encoder.config.hidden_size)
+    nn.init.constant_(encoder.final_layer_norm.weight, 3.0)  # room for a mean that says something
     two = two_object_scenes()
     scenes: list[Scene | None] = [None, *one_object_scenes(), *(s for s in two if not held_out(s))]
     unseen = [s for s in two if held_out(s)]
@@ -152,18 +162,19 @@ def train(folder: Path, *, steps: int = 1500, seed: int = 0, batch: int = 256) -
     parameters = [*encoder.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, 1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
-    places = torch.arange(len(PLACES)).expand(batch, -1)
+    code = F.pad(codes(labels), (0, encoder.config.hidden_size - 10 * len(PLACES)))
     started = time.time()
     for _ in tqdm(range(steps), desc="text"):
         row = torch.from_numpy(rng.integers(0, len(scenes), batch))
         row[: batch // 16] = torch.from_numpy(rng.integers(0, 25, batch // 16))
         form = torch.from_numpy((rng.random(batch) < 0.2).astype(np.int64))
         tokens = encoder(ids[form, row]).last_hidden_state
-        colour, shape, place = heads(tokens)
+        colour, shape = heads(tokens)
+        error = tokens.mean(1) - code[row]
         loss = (
             F.cross_entropy(colour.flatten(0, 1), labels[row, 0].flatten())
             + F.cross_entropy(shape.flatten(0, 1), labels[row, 1].flatten())
-            + 0.1 * F.cross_entropy(place.flatten(0, 1), places.flatten())
+            + error.square().sum(1).mean()
         )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -178,10 +189,9 @@ def train(folder: Path, *, steps: int = 1500, seed: int = 0, batch: int = 256) -
         seed=seed,
         minutes=round((time.time() - started) / 60, 2),
         loss=loss.item(),
-        right_seen=_accuracy(encoder, heads, ids[0], labels),
+        right_seen=_accuracy(encoder, ids[0], labels),
         right_unseen=_accuracy(
             encoder,
-            heads,
             tokenize(tokenizer, [s.prompt for s in unseen]),
             torch.tensor([place_labels(s) for s in unseen]),
         ),

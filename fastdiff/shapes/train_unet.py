@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from diffusers import DDPMScheduler
 from torch import Tensor
-from torch.multiprocessing import spawn
+from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 
 from fastdiff.shapes import checkpoint
@@ -77,7 +77,7 @@ def train(
     arguments = (workers, folder, minutes, decay, seed, batch, peak, compiled)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29521")
-    spawn(_worker, arguments, nprocs=workers)
+    spawn(_worker, arguments, nprocs=workers)  # type: ignore[no-untyped-call]
 
 
 def _worker(
@@ -105,7 +105,8 @@ def _worker(
     if state is not None:
         step, before = state["step"], state["minutes"]
         unet.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:  # absent where only the weights were taken over
+            optimizer.load_state_dict(state["optimizer"])
         average = [state["ema"][name].clone() for name, _ in unet.named_parameters()]
         average = [a.to(memory_format=_format(p)) for a, p in zip(average, parameters, strict=True)]
     generator = torch.Generator().manual_seed(seed + 1000 * step + rank)

@@ -1,0 +1,100 @@
+"""The list of commands. A command's own file is imported only when it runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastdiff import __version__
+
+app = typer.Typer(
+    name="fastdiff",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Diffusion sampling as a table of numbers and one fused step.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"fastdiff {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def generate(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT...", help="What to draw; several prompts are allowed."),
+    ] = None,
+    sampler: Annotated[
+        str, typer.Option(help="A sampler of fastdiff's registry.", metavar="NAME")
+    ] = "dpmpp_2m",
+    steps: Annotated[int, typer.Option(help="Calls of the network for a picture.")] = 20,
+    seed: Annotated[int, typer.Option(help="Picture j of a prompt uses seed + j.")] = 0,
+    count: Annotated[int, typer.Option(help="Pictures for each prompt.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance scale.  [default: the model's; 7.5 elsewhere]"),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Where the steps lie.  [default: the model's own]", metavar="NAME"),
+    ] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What to stay away from.")] = "",
+    scale: Annotated[
+        int, typer.Option(help="Also write copies this many times larger to out/x<SCALE>/.")
+    ] = 1,
+    sheet: Annotated[
+        bool, typer.Option(help="With two or more pictures, a contact sheet in out/sheet/.")
+    ] = True,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A local diffusers Stable Diffusion folder.  [default: built in]"),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Pictures that the network sees at once.")] = 8,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..")] = "cpu",
+    repeat: Annotated[
+        Path | None,
+        typer.Option(help="Run again what this generate.json records; only --out is heeded."),
+    ] = None,
+) -> None:
+    """Pictures from prompts: <index>-<seed>.png and generate.json in the folder --out."""
+    from fastdiff.cli.generate import Request, run
+
+    if repeat is not None:
+        run(Request.of_record(repeat, out))
+        return
+    run(
+        Request(
+            prompts=prompts or [],
+            sampler=sampler,
+            steps=steps,
+            seed=seed,
+            count=count,
+            out=out,
+            guidance=guidance,
+            spacing=spacing,
+            negative_prompt=negative_prompt,
+            scale=scale,
+            sheet=sheet,
+            model=model,
+            batch=batch,
+            device=device,
+        )
+    )
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Versions, CPU features, devices, and what runs each op here, or why it cannot."""
+    from fastdiff.cli.info import print_info
+
+    print_info(json=as_json)
