@@ -1,0 +1,134 @@
+"""The wheel: what is in it with and without a C++ compiler, and that it imports where it lies."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def environment(**changes):
+    kept = {k: v for k, v in os.environ.items() if k not in ("CXX", "FASTDIFF_CUDA")}
+    return kept | changes
+
+
+def build(folder, **changes):
+    """pip's build of a copy of the sources, with the setuptools, pybind11 and ninja installed."""
+    source = folder / "source"
+    for name in ("fastdiff", "csrc", "kernels"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.json")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, source)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-build-isolation",
+        "--no-deps",
+        "--no-index",
+    ]
+    return subprocess.run(
+        [*command, "--wheel-dir", str(folder), str(source)],
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module", params=["with a compiler", "without a compiler"])
+def wheel(request, tmp_path_factory):
+    if request.param == "with a compiler" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        pytest.skip("there is no C++ compiler here")
+    folder = tmp_path_factory.mktemp("wheel")
+    changes = {} if request.param == "with a compiler" else {"CXX": "no-such-compiler"}
+    run = build(folder, **changes)
+    assert run.returncode == 0, run.stderr[-3000:]
+    unpacked = folder / "unpacked"
+    zipfile.ZipFile(next(folder.glob("*.whl"))).extractall(unpacked)
+    return unpacked, request.param == "with a compiler"
+
+
+def test_what_is_in_it(wheel):
+    unpacked, native = wheel
+    files = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
+    sources = {path for path in (ROOT / "fastdiff").rglob("*") if path.is_file()}
+    sources = {path for path in sources if path.suffix in (".py", ".typed")}
+    weights = ROOT / "fastdiff/shapes/weights"
+    sources |= {path for path in weights.rglob("*") if path.is_file()}
+    expected = {str(path.relative_to(ROOT)) for path in sources}
+    expected |= {f"fastdiff/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    assert expected <= files
+    metadata = {path for path in files if ".dist-info/" in path}
+    built = {path for path in files if path.startswith("fastdiff/_C")}
+    assert files - expected - metadata - built == {"fastdiff/_build_info.json"}
+    assert len(built) == (1 if native else 0)
+
+
+def test_the_metadata(wheel):
+    folder = next(wheel[0].glob("*.dist-info"))
+    metadata = (folder / "METADATA").read_text()
+    assert "Name: fastdiff-engine\n" in metadata
+    assert "License-Expression: Apache-2.0\n" in metadata
+    assert "fastdiff = fastdiff.cli:main" in (folder / "entry_points.txt").read_text()
+    assert (folder / "top_level.txt").read_text().split() == ["fastdiff"]
+
+
+def test_the_record_of_the_build(wheel):
+    unpacked, native = wheel
+    info = json.loads((unpacked / "fastdiff/_build_info.json").read_text())
+    assert info["native"] == native
+    if native:
+        assert info["compiler"]
+        assert "-ffp-contract=off" in info["flags"]
+        assert info["isas"][0] == "baseline"
+    else:
+        assert info["reason"] == "no C++ compiler was found when fastdiff was installed"
+
+
+def test_it_imports_where_it_lies(wheel):
+    unpacked, native = wheel
+    program = (  # an editable install of the checkout must not help out
+        "import sys; editable = lambda f: '__editable__' in getattr(f, '__module__', '')\n"
+        "sys.meta_path = [f for f in sys.meta_path if not editable(f)]\n"
+        "import fastdiff.kernels, importlib.util as u, torch\n"
+        "from fastdiff import backends\nimport fastdiff.ops.affine_step\n"
+        "print(fastdiff.__file__)\nprint(u.find_spec('fastdiff.kernels.affine_step').origin)\n"
+        "print(backends.chosen('affine_step', backends.Key('cpu', torch.float32)))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        env=environment(PYTHONPATH=str(unpacked)),
+        capture_output=True,
+        text=True,
+        cwd=unpacked,
+    )
+    assert run.returncode == 0, run.stderr
+    package, kernel, chosen = run.stdout.split()
+    assert Path(package) == unpacked / "fastdiff/__init__.py"
+    assert Path(kernel) == unpacked / "fastdiff/kernels/affine_step.py"
+    assert chosen == ("cpu" if native else "reference")
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ("1", "FASTDIFF_CUDA=1 asks for CUDA kernels, but"),
+        ("yes", "FASTDIFF_CUDA must be 0, 1 or unset, got 'yes'"),
+    ],
+)
+def test_cuda_asked_for_and_impossible_is_an_error(wish, message, tmp_path):
+    if wish == "1" and list((ROOT / "csrc").glob("*.cu")):
+        pytest.skip("there are CUDA sources: whether this can be built depends on nvcc")
+    run = build(tmp_path, FASTDIFF_CUDA=wish)
+    assert run.returncode != 0
+    assert message in run.stdout + run.stderr
+    assert not list(tmp_path.glob("*.whl"))
