@@ -126,7 +126,7 @@ def _on_device(plan: Plan, device: str, dtype: torch.dtype | None) -> torch.Tens
 
 
 def plan(
-    solver: str,
+    solver: str | Solver,
     *,
     steps: int,
     noise: str | NoiseSchedule = "scaled_linear",
@@ -140,7 +140,8 @@ def plan(
 ) -> Plan:
     """Compute the table of a run.
 
-    solver       a name of the registry ("dpmpp_2m", "DPM++ 2M SDE", ..; see `fastdiff samplers`)
+    solver       a name of the registry ("dpmpp_2m", "DPM++ 2M SDE", ..; see `fastdiff samplers`),
+                 or a registry.Solver of your own
     steps        calls of the network for a whole run, N
     noise        model family: a beta schedule's name, "flow", or a NoiseSchedule
     spacing      a name, sigmas (float, N or N + 1 of them, descending), or timesteps (int, N)
@@ -153,7 +154,7 @@ def plan(
 
     Raises ValueError that names the argument, what it got and what would do.
     """
-    chosen = find(solver)
+    chosen = solver if isinstance(solver, Solver) else find(solver)
     _require(numerics in NUMERICS, "numerics", "one of " + ", ".join(NUMERICS), numerics)
     _require(
         prediction in PREDICTIONS, "prediction", "one of " + ", ".join(PREDICTIONS), prediction

@@ -1,0 +1,111 @@
+"""python -m docs.api [--check]: write docs/api.md from fastdiff.__all__.
+
+Every public name with its signature and its docstring, in the order of fastdiff.__all__; of a class
+also the methods and properties that it adds to the class of diffusers that it replaces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import fastdiff
+
+PAGE = Path(__file__).with_suffix(".md")
+HEAD = """# API
+
+Everything in `fastdiff.__all__`, from the docstrings. Made by `python -m docs.api`; do not edit.
+"""
+
+
+def signature(name: str, obj: Any) -> str:
+    """name(arguments) -> result, one argument a line where it is long."""
+    try:
+        found = inspect.signature(obj)
+    except (TypeError, ValueError):
+        return name
+    whole = f"{name}{found}".replace("'", "")
+    if len(whole) <= 96:
+        return whole
+    lines, star = [], False
+    for parameter in found.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not star:
+            lines.append("    *,")
+            star = True
+        lines.append(f"    {str(parameter)},".replace("'", ""))
+    result = found.return_annotation
+    arrow = "" if result is found.empty else f" -> {result}".replace("'", "")
+    return "\n".join([f"{name}(", *lines, f"){arrow}"])
+
+
+def block(code: str) -> str:
+    """A fenced block that is shown, not run."""
+    return f"```text\n{code}\n```"
+
+
+def entry(name: str, obj: Any) -> str:
+    """One public name."""
+    parts = [f"## {name}\n"]
+    if not inspect.isclass(obj):
+        parts += [block(f"fastdiff.{signature(name, obj)}"), "", block(doc(obj))]
+        return "\n".join(parts)
+    bases = [base for base in obj.__mro__[1:] if base.__module__.startswith("diffusers.")]
+    if bases:
+        parts.append(block(f"class fastdiff.{name}({bases[0].__name__} of diffusers)"))
+    else:
+        parts.append(block(f"class fastdiff.{signature(name, obj)}"))
+    parts += ["", block(doc(obj))]
+    for method, value in members(obj, bases[0] if bases else object):
+        kind = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+        if isinstance(kind, property):
+            parts += ["", f"### {name}.{method}\n", block(doc(kind))]
+        else:
+            parts += ["", f"### {name}.{method}\n", block(signature(method, kind))]
+            parts += ["", block(doc(kind))]
+    return "\n".join(parts)
+
+
+def doc(obj: Any) -> str:
+    """Its own docstring."""
+    text = inspect.cleandoc(obj.__doc__ or "")
+    if not text:
+        raise ValueError(f"{obj} must have a docstring: it is public")
+    return text
+
+
+def members(cls: type, base: type) -> list[tuple[str, Any]]:
+    """Public methods and properties that the class defines itself, with a docstring."""
+    own: dict[str, Any] = {}
+    for part in cls.__mro__:
+        if part is base or part is object:
+            break
+        if part is cls:
+            own |= {k: v for k, v in vars(part).items() if not k.startswith("_")}
+    kinds = (property, staticmethod, classmethod)
+    return [(k, v) for k, v in own.items() if inspect.isfunction(v) or isinstance(v, kinds)]
+
+
+def page() -> str:
+    """The whole page."""
+    names = {name: getattr(fastdiff, name) for name in fastdiff.__all__}
+    return "\n\n".join([HEAD.rstrip(), *(entry(*item) for item in names.items())]) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m docs.api", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail if docs/api.md is out of date")
+    options = parser.parse_args(argv)
+    text = page()
+    if options.check and PAGE.read_text() != text:
+        print("docs/api.md is not what the docstrings say: run python -m docs.api")
+        return 1
+    if not options.check:
+        PAGE.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
