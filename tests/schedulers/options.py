@@ -5,12 +5,12 @@ argument of its `step` (test_agreement checks it), so a new option of diffusers 
 """
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from .classes import stock
-from .runs import Case, prepare
+from .runs import Case
 
 _BETAS = np.linspace(0.0009**0.5, 0.011**0.5, 1000) ** 2
 _SCHEDULE = {
@@ -136,9 +136,11 @@ def draw(name: str, steps: int, seed: int) -> Case:
         told = rng.random() < 0.5
         begin = rng.choice([0, 0, 0, steps // 3])
         kind = "one" if call.get("variance_noise") else rng.choice(["one", "list", "global"])
-        s = prepare(stock(name), Case(name, config, steps, call, grid))
+        case = Case(name, config, steps, call, grid, (begin, told), kind, seed)
+        s = case.levels
         if hasattr(s, "sigmas") and len(s.sigmas) <= len(s.timesteps):
             continue  # diffusers makes more timesteps than noise levels and runs over the end
+        if len(set(s.timesteps.tolist())) == len(s.timesteps):
+            return case
         # Without set_begin_index diffusers takes the second of two equal timesteps, a wrong level.
-        told = told or len(set(s.timesteps.tolist())) < len(s.timesteps)
-        return Case(name, config, steps, call, grid, (begin, told), kind, seed)
+        return replace(case, begin=(begin, True))

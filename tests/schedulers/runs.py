@@ -10,6 +10,7 @@ the schedulers alone.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,6 +37,11 @@ class Case:
     seed: int = 0
     dtype: torch.dtype = torch.float32
 
+    @cached_property
+    def levels(self) -> Any:
+        """diffusers' scheduler for this case: to read noise levels from, never to step."""
+        return prepare(stock(self.name), self)
+
 
 def prepare(cls: type, case: Case) -> Any:
     scheduler = cls(**case.config)
@@ -44,7 +50,7 @@ def prepare(cls: type, case: Case) -> Any:
     return scheduler
 
 
-def levels(s: Any, i: int) -> tuple[float, float, float]:
+def level(s: Any, i: int) -> tuple[float, float, float]:
     """(alpha, sigma, scale of the latents) where the network is called on step i."""
     if hasattr(s, "lambda_t") or hasattr(s, "is_scale_input_called"):
         ratio = float(s.sigmas[i])
@@ -68,12 +74,12 @@ def shape(case: Case) -> tuple[int, ...]:
     return (2, channels(case)[0], 6, 6)
 
 
-def network(case: Case, s: Any) -> Callable[[Tensor, int], Tensor]:
+def network(case: Case) -> Callable[[Tensor, int], Tensor]:
     """model(x, i) in float64, x as the scheduler holds it (diffusers' sigma scaling included)."""
     kind, extra = case.config.get("prediction_type", "epsilon"), channels(case)[1]
 
     def model(x: Tensor, i: int) -> Tensor:
-        alpha, sigma, scale = levels(s, i)
+        alpha, sigma, scale = level(case.levels, i)
         x = x.double() / scale
         slope = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
         x0 = REACH * torch.tanh(slope * x / REACH) + 0.3 * alpha * torch.sin(2 * x.roll(1, -1))
@@ -134,7 +140,7 @@ def arguments(case: Case, source: Source) -> dict[str, Any]:
 def run(cls: type, case: Case, s: Any = None) -> tuple[list[Tensor], list[Tensor]]:
     """(every sample and prediction of x_0 that `step` returned, final state of the generators)."""
     s = s or prepare(cls, case)
-    model, source = network(case, prepare(stock(case.name), case)), Source(case)
+    model, source = network(case), Source(case)
     x = start(case, s).to(case.dtype)
     first, told = case.begin
     if told and hasattr(s, "set_begin_index"):
@@ -151,7 +157,7 @@ def run(cls: type, case: Case, s: Any = None) -> tuple[list[Tensor], list[Tensor
 
 def reference(case: Case, **deviations: Any) -> list[Tensor]:
     """The same run in float64, all the way."""
-    s = prepare(stock(case.name), case)
+    s = case.levels
     source, call = Source(case), dict(case.call)
     given = call.pop("variance_noise", False)
     wide = case.name == "DPMSolverMultistepScheduler" and not given
@@ -159,7 +165,7 @@ def reference(case: Case, **deviations: Any) -> list[Tensor]:
     x = start(case, s).to(case.dtype).double()
     steps = RECURSION[case.name](
         s,
-        network(case, s),
+        network(case),
         x,
         lambda: source.draw(shape(case), draw).double(),
         begin=case.begin[0],

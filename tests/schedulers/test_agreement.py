@@ -11,8 +11,8 @@ would have to be as small as theirs.  For x_0, c = 4: at such noise levels it is
 of two large terms, whose error is mostly the rounding of their coefficients, two of ours (kx, ke)
 and one of theirs (sigma), each the same for all elements, so the ratio is that of three draws.
 Where diffusers is not finite (two equal noise levels), r takes the place of s, a step between
-equal levels being the identity.  Where r is not finite either (epsilon where there is no signal, the
-root of a logarithm), ours may say so, and need not agree.
+equal levels being the identity.  Where r is not finite either (epsilon where there is no signal,
+the root of a logarithm), ours may say so, and need not agree.
 Generators must end in the same state: same numbers drawn, in the same order and dtype.
 """
 

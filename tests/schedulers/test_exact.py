@@ -45,7 +45,7 @@ DEVIATIONS = {  # quirk -> (a run that has it, how the recursion differs without
 ELSEWHERE = {
     "model times are cut to whole numbers": "test_model_times_keep_their_fractions",
     "mu of one run stays for the next": "test_mu_is_for_one_run",
-    "beta_t of DDPM is a difference of float32 numbers": "test_beta_of_ddpm_is_rounded_in_diffusers",
+    "beta_t of DDPM is a difference of float32 numbers": "test_beta_of_ddpm_is_rounded",
 }
 
 
@@ -90,7 +90,7 @@ def test_exact_ddpm_is_the_float64_recursion(variance):
     assert max(gaps(exact_run(case)[::2], reference(case)[::2])) <= REL
 
 
-def test_beta_of_ddpm_is_rounded_in_diffusers():
+def test_beta_of_ddpm_is_rounded():
     """1 - a_t / a_{t-1} of float32 numbers near 1: three digits are left at t = 1."""
     case = Case(DDPM, {"clip_sample": False}, 1000, begin=(990, True))
     faithful, exact = mine(case)[0][::2], exact_run(case)[::2]

@@ -2,7 +2,7 @@
 
     python -m tests.upstream SUITE [FILE ...] [-- arguments for pytest]
 
-SUITE is a checkout of huggingface/diffusers, or a folder with these parts of one:
+SUITE is a checkout of huggingface/diffusers, its tests/schedulers, or a folder with these parts:
 
     git archive HEAD tests/__init__.py tests/conftest.py tests/testing_utils.py \\
         tests/schedulers tests/others | tar x -C SUITE
@@ -61,7 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     cut = argv.index("--") if "--" in argv else len(argv)
     options, rest = parser.parse_args(argv[:cut]), argv[cut + 1 :]
-    suite = options.suite.resolve()
+    given = options.suite.resolve()
+    tops = (given, *given.parents[:2])  # tests/schedulers itself may be named
+    suite = next((top for top in tops if (top / "tests" / "schedulers").is_dir()), given)
     missing = [name for name in (*NEEDED, "tests/schedulers") if not (suite / name).exists()]
     if missing:
         parser.error(
