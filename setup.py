@@ -79,7 +79,6 @@ def write_ninja(build: Path, target: Path, cxx: str, nvcc: str | None) -> None:
             "$out.d",
             deps="gcc",
         )
-        ninja.rule("link", f"{cxx} -shared $extra $in -o $out", "LINK $out")
         for source in sorted((ROOT / "csrc").glob("*.cpp")):
             if source.stem == "bindings":
                 extra = {"baseline": [*ISAS["baseline"], *include]}
@@ -89,20 +88,21 @@ def write_ninja(build: Path, target: Path, cxx: str, nvcc: str | None) -> None:
             for isa, options in extra.items():
                 objects.append(f"{source.stem}.{isa}.o")
                 ninja.build(objects[-1], "cxx", str(source), variables={"extra": options})
-        libraries = list(OPENMP)
+        link = f"{cxx} -shared {' '.join(OPENMP)} $in -o $out"
         if sys.platform == "darwin":
-            libraries += ["-undefined", "dynamic_lookup"]
+            link += " -undefined dynamic_lookup"
         if nvcc:
             archs = os.environ.get("FASTDIFF_CUDA_ARCHS", CUDA_ARCHS).split(";")
             codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-            ninja.rule(
-                "nvcc", f"{nvcc} -O3 -std=c++17 -Xcompiler=-fPIC $extra -c $in -o $out", "NVCC $out"
-            )
+            base = f"{nvcc} -ccbin {cxx} -O3 -std=c++17"
+            ninja.rule("nvcc", f"{base} -Xcompiler=-fPIC $extra -c $in -o $out", "NVCC $out")
             for source in sorted((ROOT / "csrc").glob("*.cu")):
                 objects.append(f"{source.stem}.cu.o")
                 ninja.build(objects[-1], "nvcc", str(source), variables={"extra": codes})
-            libraries += [f"-L{Path(nvcc).parents[1] / 'lib64'}", "-lcudart_static", "-ldl", "-lrt"]
-        ninja.build(str(target), "link", objects, variables={"extra": libraries})
+            options = ",".join(OPENMP)  # nvcc knows where its libraries are, so it links
+            link = f"{base} -shared -Xcompiler={options} $in -o $out"
+        ninja.rule("link", link, "LINK $out")
+        ninja.build(str(target), "link", objects)
         ninja.default(str(target))
 
 
