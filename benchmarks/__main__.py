@@ -25,7 +25,8 @@ def run(out: Path | None, expression: str) -> int:
     """pytest on bench_*.py; its report, condensed, goes to `out`."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
-        args = [str(HERE), "-o", "python_files=bench_*.py", "-q", "-p", "no:cacheprovider"]
+        files = [str(path) for path in sorted(HERE.glob("bench_*.py"), reverse=True)]
+        args = [*files, "-o", "python_files=bench_*.py", "-q", "-p", "no:cacheprovider"]
         args += ["-W", "ignore", "--benchmark-quiet", f"--benchmark-json={raw}"]
         args += ["--rootdir", str(ROOT), *(["-k", expression] if expression else [])]
         status = int(pytest.main(args))

@@ -151,7 +151,7 @@ def checked_contestants(
         contestants["torch.compile of the formula"] = lambda: calls
 
     benchmark.extra_info |= {
-        "case": {"sampler": sampler, "class": case.name, "shape": shape, "dtype": dtype},
+        "case": {"sampler": sampler, "shape": shape, "dtype": dtype},
         "bytes": case.latents * sample.nbytes,
         "check": {"rms difference": error, "bound": bound},
     }

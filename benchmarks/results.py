@@ -31,9 +31,7 @@ TARGETS = (
 
 def case_name(case: dict[str, Any]) -> str:
     """scheduler_step dpmpp_2m 1x4x64x64 float32"""
-    what = case["case"]
-    who = what.get("sampler") or what["entry"]
-    return f"{case['benchmark']} {who} {what['shape']} {what['dtype']}"
+    return " ".join([case["benchmark"], *case["case"].values()])
 
 
 def ratio(case: dict[str, Any], peer: str, statistic: str = "median") -> float:

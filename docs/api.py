@@ -1,4 +1,4 @@
-"""python -m docs.api [--check]: write docs/api.md from fastdiff.__all__.
+"""python docs/api.py [--check]: write docs/api.md from fastdiff.__all__.
 
 Every public name with its signature and its docstring, in the order of fastdiff.__all__; of a class
 also the methods and properties that it adds to the class of diffusers that it replaces.
@@ -17,7 +17,7 @@ import fastdiff
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# API
 
-Everything in `fastdiff.__all__`, from the docstrings. Made by `python -m docs.api`; do not edit.
+Everything in `fastdiff.__all__`, from the docstrings. Made by `python docs/api.py`; do not edit.
 """
 
 
@@ -35,7 +35,7 @@ def signature(name: str, obj: Any) -> str:
         if parameter.kind is parameter.KEYWORD_ONLY and not star:
             lines.append("    *,")
             star = True
-        lines.append(f"    {str(parameter)},".replace("'", ""))
+        lines.append(f"    {parameter!s},".replace("'", ""))
     result = found.return_annotation
     arrow = "" if result is found.empty else f" -> {result}".replace("'", "")
     return "\n".join([f"{name}(", *lines, f"){arrow}"])
@@ -95,12 +95,12 @@ def page() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m docs.api", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python docs/api.py", description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if docs/api.md is out of date")
     options = parser.parse_args(argv)
     text = page()
     if options.check and PAGE.read_text() != text:
-        print("docs/api.md is not what the docstrings say: run python -m docs.api")
+        print("docs/api.md is not what the docstrings say: run python docs/api.py")
         return 1
     if not options.check:
         PAGE.write_text(text)

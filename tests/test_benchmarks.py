@@ -1,0 +1,148 @@
+"""The benchmarks run, once each and untimed; how they take turns; no number without a check."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import bench_affine_step, bench_scheduler_step, results, table
+from benchmarks.provenance import provenance
+from benchmarks.side_by_side import OURS, lap, measure, summary
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_benchmark_runs():
+    args = ["-m", "pytest", "benchmarks", "-q", "-o", "python_files=bench_*.py"]
+    args += ["--benchmark-disable", "-p", "no:cacheprovider", "-W", "ignore"]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *args], cwd=ROOT, capture_output=True, text=True, env=one_thread
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert "failed" not in done.stdout
+
+
+class Recorder:
+    """Stands for pytest-benchmark's fixture."""
+
+    def __init__(self, disabled=False):
+        self.extra_info, self.disabled, self.rounds = {}, disabled, None
+
+    def pedantic(self, target, rounds=1):
+        self.rounds = rounds
+        for _ in range(rounds):
+            target()
+
+
+def test_contestants_take_turns_and_the_first_calls_are_not_recorded():
+    log, benchmark = [], Recorder()
+    laps = {n: lambda n=n: [lambda i=i: log.append((n, i)) for i in range(3)] for n in (OURS, "b")}
+    measure(benchmark, laps, skip=1, rounds=4)
+    names = [n for n, i in log if i == 0]
+    assert len(names) == 2 * 5  # one round more, to warm up
+    assert all(a != b for a, b in zip(names[::2], names[1::2], strict=True))
+    assert set(names[2::2]) == {OURS, "b"}  # who goes first changes
+    times = benchmark.extra_info["times"]
+    assert {name: t["calls"] for name, t in times.items()} == {OURS: 4 * 2, "b": 4 * 2}
+
+
+def test_nothing_is_timed_where_benchmarks_are_disabled():
+    log, benchmark = [], Recorder(disabled=True)
+    measure(benchmark, {OURS: lambda: [lambda: log.append(1)] * 5}, skip=1, rounds=100)
+    assert len(log) == 1
+    assert "times" not in benchmark.extra_info
+
+
+def test_work_between_the_calls_comes_before_each():
+    log = []
+    seconds = lap([lambda: log.append("call")] * 2, lambda: log.append("work"))
+    assert log == ["work", "call"] * 2
+    assert len(seconds) == 2
+
+
+def test_summary_in_microseconds():
+    found = summary([x * 1e-6 for x in (1, 2, 3, 4, 5, 6, 7)])
+    assert found == {"median": 4.0, "fastest_quartile": 2.0, "calls": 7}
+
+
+@pytest.mark.parametrize("dtype", bench_scheduler_step.DTYPES)
+def test_a_wrong_step_has_no_number(monkeypatch, dtype):
+    right = bench_scheduler_step.chained
+
+    def wrong(scheduler, outputs, sample):
+        out = right(scheduler, outputs, sample)
+        ours = type(scheduler).__module__ == "fastdiff"
+        return out * (1 + 40 * torch.finfo(out.dtype).eps) if ours else out
+
+    monkeypatch.setattr(bench_scheduler_step, "chained", wrong)
+    with pytest.raises(AssertionError):
+        bench_scheduler_step.checked_contestants(Recorder(), False, "ddim", "1x4x64x64", dtype)
+
+
+def test_a_wrong_kernel_has_no_number(monkeypatch):
+    def off_by_one_row(rows, x, e, h):
+        return bench_affine_step.op(rows.roll(1, 0), x, e, h)
+
+    monkeypatch.setattr(bench_affine_step, "ENTRIES", {OURS: off_by_one_row})
+    with pytest.raises(AssertionError, match=OURS):
+        bench_affine_step.test_affine_step(Recorder(True), False, "1x4x64x64", "float32")
+
+
+def test_provenance_says_what_a_number_depends_on():
+    facts = provenance()
+    wanted = "date cpu cores gpus isa threads load_average torch diffusers fastdiff commit python"
+    assert set(wanted.split()) <= set(facts)
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def report(ours=10.0, theirs=120.0):
+    times = {OURS: {"median": ours, "fastest_quartile": ours, "calls": 1}}
+    times["diffusers"] = {"median": theirs, "fastest_quartile": theirs, "calls": 1}
+    case = {"sampler": "dpmpp_2m", "shape": "1x4x64x64", "dtype": "float32"}
+    entry = {"benchmark": "scheduler_step", "case": case, "bytes": 1, "times": times}
+    facts = provenance() | {"isa": "v3", "compiler": "c++"}
+    return {"schema": 1, "provenance": facts, "cases": [entry]}
+
+
+def test_ratios_and_targets_are_printed(capsys):
+    command.print_ratios(report())
+    assert "wanted 12: reached" in capsys.readouterr().out
+    command.print_ratios(report(theirs=119.0))
+    assert "wanted 12: MISSED" in capsys.readouterr().out
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    results.save(report(), tmp_path / "cpu.json")
+    assert results.load(tmp_path / "cpu.json") == report() | {
+        "provenance": results.load(tmp_path / "cpu.json")["provenance"]
+    }
+    (tmp_path / "old.json").write_text('{"schema": 0}')
+    with pytest.raises(ValueError, match="schema"):
+        results.load(tmp_path / "old.json")
+
+
+def test_raw_reports_are_condensed():
+    extra = {key: value for key, value in report()["cases"][0].items() if key != "benchmark"}
+    raw = {"machine_info": {"fastdiff": {"cpu": "x"}}}
+    raw["benchmarks"] = [{"group": "scheduler_step/1x4x64x64/float32", "extra_info": extra}]
+    assert command.condense(raw)["cases"] == report()["cases"]
+
+
+def test_a_table_is_made_of_the_numbers():
+    assert table.readme(report()).splitlines()[2:] == [
+        "| DPM++ 2M | 1×4×64×64 | 120 | - | 10.0 | 12x |"
+    ]
+
+
+def test_a_table_needs_its_markers():
+    text = f"a\n<!-- t: {table.COMMAND} -->\nold\n<!-- t: end -->\nb"
+    assert table.filled(text, "t", "new") == text.replace("old", "new")
+    with pytest.raises(ValueError, match="markers"):
+        table.filled("a", "t", "new")

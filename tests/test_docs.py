@@ -1,0 +1,87 @@
+"""Snippets run, links lead somewhere, commands exist: README.md, CONTRIBUTING.md, docs/*.md.
+
+The Python snippets of a page run in order in one namespace, where `pipe` (a Stable Diffusion
+pipeline, tiny, random weights) and `denoise` (a network that finds no noise) exist.  A fence tagged
+`python no-run` is left out; it must say that it needs a GPU or a download.
+"""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+from fastdiff.cli.commands import app
+from tests import tiny_model
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
+
+
+def fences(path, *tags):
+    """(tag, code, line) of the fenced blocks with these tags."""
+    text = path.read_text()
+    return [
+        (found[1].strip(), found[2], text[: found.start()].count("\n") + 2)
+        for found in FENCE.finditer(text)
+        if found[1].strip() in tags
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_python_snippets_run(path, tmp_path, monkeypatch):
+    snippets = fences(path, "python")
+    if not snippets:
+        pytest.skip("no Python on this page")
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "snippet", "denoise": lambda x, t: torch.zeros_like(x)}
+    if any("pipe" in code for _, code, _ in snippets):
+        namespace["pipe"] = tiny_model.pipeline()
+    for _, code, line in snippets:
+        exec(compile("\n" * (line - 1) + code, str(path), "exec"), namespace)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_snippets_that_do_not_run_say_why(path):
+    tags = {found[1].strip() for found in FENCE.finditer(path.read_text())}
+    assert tags <= {"python", "python no-run", "sh", "text", "json", ""}
+    for _, code, line in fences(path, "python no-run"):
+        assert re.search(r"#.*(GPU|download)", code), f"line {line}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_links_lead_to_files(path):
+    text = FENCE.sub("", path.read_text())
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("http://", "https://", "#", "mailto:")):
+            assert (path.parent / target.split("#")[0]).exists(), target
+
+
+def commands(path):
+    """Every command line of a page: in `sh` fences, and in the text between backticks."""
+    text = path.read_text()
+    lines = [line for _, code, _ in fences(path, "sh") for line in code.splitlines()]
+    lines += re.findall(r"`((?:fastdiff|make|python) [^`]+)`", FENCE.sub("", text))
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_commands_exist(path):
+    group = typer.main.get_command(app)
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for words in commands(path):
+        if words[:1] == ["fastdiff"] and words[1:]:
+            # parsed, not run: an unknown option or a missing argument raises
+            group.commands[words[1]].make_context(words[1], words[2:])
+        elif words[:1] == ["make"]:
+            assert words[1] in targets
+        elif words[0].endswith("python") and words[1:2] == ["-m"]:
+            assert importlib.util.find_spec(words[2]), words
+        elif words[0].endswith("python") and words[1:2]:
+            assert (ROOT / words[1]).exists(), words
