@@ -1,5 +1,7 @@
 """fp16 and bf16: over seeds, our rms distance from float64 is at most 1.5 times diffusers'.
 
+And float64 in means float64 throughout (diffusers goes through float32), which order tests need.
+
 The network is computed in float64 and rounded to the dtype, in both, so that only the schedulers'
 arithmetic and the storing of samples (in the dtype, as pipelines do) differ from the float64 run.
 """
@@ -7,8 +9,8 @@ arithmetic and the storing of samples (in the dtype, as pipelines do) differ fro
 import pytest
 import torch
 
-from .classes import SD
-from .runs import Case, finite, mine, reference, theirs
+from .classes import SD, ours
+from .runs import Case, finite, gaps, mine, prepare, reference, run, theirs
 
 CASES = {
     "2m-karras": Case("DPMSolverMultistepScheduler", SD | {"use_karras_sigmas": True}, 20),
@@ -60,3 +62,13 @@ def test_low_precision_loses_no_more_than_in_diffusers(label, dtype):
     # what diffusers loses of a sample is rounding, about one eps a step: the bound is not empty
     samples = ([run[::kinds] for run in runs] for runs in (them, exact))
     assert loss(*samples) < 20 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("label", CASES)
+def test_float64_runs_in_float64(label):
+    case = CASES[label]
+    case = Case(case.name, case.config, case.steps, case.call, dtype=torch.float64)
+    s = prepare(ours(case.name), case)
+    if case.name == "DDPMScheduler":
+        s.numerics = "exact"  # faithful rounds beta_t to float32, as diffusers
+    assert max(gaps(run(ours(case.name), case, s)[0], reference(case))) <= 1e-12

@@ -258,6 +258,14 @@ class TestReport:
         assert sum(seen.reference.values()) == 2
         assert len(seen.reference) == 2
 
+    def test_counts_a_learned_variance_which_is_no_row(self):
+        s = ours(DDPM)(**SD, variance_type="learned_range")
+        s.set_timesteps(4)
+        x = torch.randn(1, 4, 4, 4)
+        s.step(torch.randn(1, 8, 4, 4), s.timesteps[0], x)
+        assert counted(s).fused == 0
+        assert any("variance_type" in reason for reason in counted(s).reference)
+
     @pytest.mark.parametrize("name", NAMES)
     def test_strict_raises_instead_of_leaving_the_kernels(self, name):
         s = fastdiff.accelerate(stock(name)(**SD), strict=True)
