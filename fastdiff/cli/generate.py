@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastdiff.cli import UserError, model, pictures
 from fastdiff.plan import Plan, plan
+from fastdiff.shapes.fingerprint import weights_hash
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +83,7 @@ def run(request: Request) -> None:
                     f"it knows {known}",
                     file=sys.stderr,
                 )
-    found = model.weights_hash(folder)
+    found = weights_hash(folder)
     if request.weights not in (None, found):
         print("warning: these weights are not those of the run to repeat", file=sys.stderr)
     pipe = model.load(folder, request.device)

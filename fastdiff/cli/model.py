@@ -1,6 +1,5 @@
 """A Stable Diffusion folder as the command line uses it: networks, noise schedule, defaults."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,17 +50,6 @@ def load(folder: Path, device: str) -> "StableDiffusionPipeline":
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of all weight files of a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*/*.safetensors")) + sorted(folder.glob("*/*.bin")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def noise_schedule(config: dict[str, Any]) -> NoiseSchedule:

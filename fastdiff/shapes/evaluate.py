@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastdiff.shapes import checkpoint
+from fastdiff.shapes.fingerprint import weights_hash
 from fastdiff.shapes.oracle import Verdict, judge
 from fastdiff.shapes.scenes import held_out, one_object_scenes, two_object_scenes
 from fastdiff.shapes.text import tokenize
@@ -156,6 +157,7 @@ def main(argv: list[str] | None = None) -> None:
                     "guidance": guidance,
                     "spacing": spacing,
                     "seed": options.seed,
+                    "weights": weights_hash(options.model) if state is None else None,
                     "train_step": state["step"] if state else None,
                     "train_minutes": round(state["minutes"], 1) if state else None,
                     "seconds": round(time.time() - started, 1),

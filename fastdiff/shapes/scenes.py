@@ -166,8 +166,13 @@ def place(
     *,
     radii: tuple[float, float] = RADII,
     margin: float = 0.0,
+    jitter: float | None = None,
 ) -> Layout:
     """Draw sizes and places for scenes, evenly over everything the definition allows.
+
+    With `jitter` (px) the places are typical ones: two objects 15 px to either side of the middle,
+    each moved by up to `jitter` along the named axis and 1.5 `jitter` across it; a single object in
+    the middle, moved by up to 2.5 `jitter`.
 
     `margin` asks for that many px more than the least gap, shift and distance from the picture's
     edge, and for a ratio of the two shifts of 2 + margin / 4: a model that learns from such scenes
@@ -188,11 +193,31 @@ def place(
         r = rng.uniform(*radii, (len(todo), 2))
         reach = REACH[shape[todo]] * r[..., None]  # (n, 2, 4)
         low, high = reach[..., (0, 2)] + margin, SIZE - reach[..., (1, 3)] - margin
-        c = rng.uniform(low, high)  # (n, 2, 2): object, axis
-        ok = ~two[todo] | _allowed(c, reach, relation[todo], margin)
+        if jitter is None:
+            c = rng.uniform(low, high)  # (n, 2, 2): object, axis
+        else:
+            c = _typical(two[todo], relation[todo], jitter, rng)
+        inside = ((c >= low) & (c <= high)).all(2)
+        pair = inside[:, 1] & _allowed(c, reach, relation[todo], margin)
+        ok = inside[:, 0] & (~two[todo] | pair)
         centre[todo[ok]], radius[todo[ok]] = c[ok], r[ok]
         todo = todo[~ok]
     return Layout(two, colour, shape, relation, centre, radius)
+
+
+def _typical(
+    two: np.ndarray, relation: np.ndarray, jitter: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Centres (n, 2, 2) of typical layouts: object, axis."""
+    count, rows = len(two), np.arange(len(two))
+    move = rng.uniform(-jitter, jitter, (count, 2, 2))
+    axis = relation // 2
+    along = np.where(relation % 2 == 0, -15.0, 15.0)  # of the first object
+    move[rows, :, 1 - axis] *= 1.5
+    move[~two] *= 2.5 / np.where(np.arange(2) == 0, 1.0, 1.5)  # relation 0: axis 1 had 1.5
+    move[rows, 0, axis] += np.where(two, along, 0.0)
+    move[rows, 1, axis] -= np.where(two, along, 0.0)
+    return SIZE / 2 + move
 
 
 def _allowed(c: np.ndarray, reach: np.ndarray, relation: np.ndarray, margin: float) -> np.ndarray:

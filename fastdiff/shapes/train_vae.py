@@ -33,6 +33,7 @@ from fastdiff.shapes.scenes import (
 
 RADII, MARGIN = (9.0, 13.2), 1.5  # training scenes keep clear of the limits of the definition
 ONE_OBJECT_SHARE = 0.15
+JITTER = 4.0  # of the bank: the less layouts vary, the sooner text and picture are joined
 
 
 def training_scenes() -> list[Scene]:
@@ -40,12 +41,14 @@ def training_scenes() -> list[Scene]:
     return one_object_scenes() + [s for s in two_object_scenes() if not held_out(s)]
 
 
-def draw_scenes(count: int, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
+def draw_scenes(
+    count: int, rng: np.random.Generator, *, jitter: float | None = None
+) -> tuple[np.ndarray, Tensor]:
     """Indices into training_scenes() and pictures (count, 3, 64, 64) in -1..1."""
     scenes, ones = training_scenes(), len(one_object_scenes())
     single = rng.random(count) < ONE_OBJECT_SHARE
     index = np.where(single, rng.integers(0, ones, count), rng.integers(ones, len(scenes), count))
-    layout = place([scenes[i] for i in index], rng, radii=RADII, margin=MARGIN)
+    layout = place([scenes[i] for i in index], rng, radii=RADII, margin=MARGIN, jitter=jitter)
     return index, render(layout) * 2 - 1
 
 
@@ -131,7 +134,7 @@ def make_bank(folder: Path, vae: AutoencoderKL, *, count: int, seed: int) -> Non
     latents, scenes = [], []
     vae = vae.to(memory_format=torch.channels_last)
     for start in tqdm(range(0, count, 64), desc="bank"):
-        index, x = draw_scenes(min(64, count - start), rng)
+        index, x = draw_scenes(min(64, count - start), rng, jitter=JITTER)
         with torch.autocast("cpu", torch.bfloat16):
             z = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
         latents.append(z.contiguous().half())
