@@ -24,6 +24,15 @@ def vector(name: str, values: Any) -> NDArray[np.float64]:
     return out
 
 
+def without_shift(scheduler: object, mu: float | None) -> None:
+    """Raise if a pipeline passes the shift of a flow schedule to a class that has none."""
+    if mu is not None:
+        raise ValueError(
+            f"mu must be None: {type(scheduler).__name__} has no flow schedule to shift; got {mu}. "
+            "DPMSolverMultistepScheduler with use_flow_sigmas and use_dynamic_shifting has one"
+        )
+
+
 def descending(name: str, values: NDArray[np.float64]) -> None:
     """Raise unless the values go down (equal neighbours are allowed) and do not cross 0."""
     if (np.diff(values) > 0).any() or values[-1] < 0:

@@ -15,18 +15,24 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fastdiff.schedulers.custom import without_shift
 from fastdiff.schedulers.fused import Entry, Place, draw, promote
-from fastdiff.schedulers.stateless import StatelessStep, first_conversion, step_grid, to_tensor
+from fastdiff.schedulers.stateless import (
+    BOUNDED,
+    StatelessStep,
+    first_conversion,
+    step_grid,
+    to_tensor,
+)
 from fastdiff.solvers.ddim import ddim
 from fastdiff.table import encode, noise_from_data
-
-_CONFIG = ("prediction_type", "clip_sample", "clip_sample_range", "thresholding")
 
 
 class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[misc]
     """Drop-in for diffusers.DDIMScheduler."""
 
     final_alpha_cumprod: Tensor
+    _reads = BOUNDED
 
     def set_timesteps(
         self,
@@ -35,12 +41,15 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
         *,
         timesteps: ArrayLike | Tensor | None = None,
         sigmas: ArrayLike | Tensor | None = None,
+        mu: float | None = None,
     ) -> None:
         """Set the timesteps of a run; as diffusers, plus custom ones.
 
         timesteps  (N,) whole numbers, descending
         sigmas     (N,) descending sigma / alpha; the nearest trained timesteps are taken
+        mu         refused: there is no flow schedule to shift
         """
+        without_shift(self, mu)
         custom = self._custom_timesteps(num_inference_steps, timesteps, sigmas)
         if custom is not None:
             self.timesteps = to_tensor(custom)
@@ -54,13 +63,11 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
         self._place_timesteps(device)
 
     def _schedule(self) -> tuple[Hashable, ...]:
-        config = self._internal_dict
-        values = tuple(config[name] for name in _CONFIG)
-        return (*values, float(self.final_alpha_cumprod), self._levels().tobytes())
+        return (float(self.final_alpha_cumprod),)
 
     def _builder(self) -> Callable[[Place], Entry]:
-        config, levels = dict(self._internal_dict), self._levels()
-        final, clip = float(self.final_alpha_cumprod), self._clip()
+        config, levels = self._config, self._levels()
+        final, clip = float(self.final_alpha_cumprod), self._clip(config)
         prediction = config["prediction_type"]
         bounded = config["thresholding"] or config["clip_sample"]
 

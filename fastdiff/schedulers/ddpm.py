@@ -6,7 +6,7 @@ counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import diffusers
@@ -15,13 +15,19 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fastdiff.schedulers.custom import without_shift
 from fastdiff.schedulers.fused import Entry, Place, draw, promote
 from fastdiff.schedulers.quirks import rounded_chain
-from fastdiff.schedulers.stateless import StatelessStep, first_conversion, step_grid, to_tensor
+from fastdiff.schedulers.stateless import (
+    BOUNDED,
+    StatelessStep,
+    first_conversion,
+    step_grid,
+    to_tensor,
+)
 from fastdiff.solvers.ddpm import ddpm
 from fastdiff.table import encode
 
-_CONFIG = ("prediction_type", "clip_sample", "clip_sample_range", "thresholding", "variance_type")
 LEARNED = ("learned", "learned_range")
 
 
@@ -29,6 +35,7 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
     """Drop-in for diffusers.DDPMScheduler."""
 
     custom_timesteps: bool
+    _reads = (*BOUNDED, "variance_type")
     variance_type: str
 
     def set_timesteps(
@@ -38,14 +45,17 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
         timesteps: ArrayLike | Tensor | None = None,
         *,
         sigmas: ArrayLike | Tensor | None = None,
+        mu: float | None = None,
     ) -> None:
         """Set the timesteps of a run; as diffusers, plus custom sigmas.
 
         timesteps  (N,) whole numbers, descending; a list, array or tensor
         sigmas     (N,) descending sigma / alpha; the nearest trained timesteps are taken
+        mu         refused: there is no flow schedule to shift
         """
         if num_inference_steps is not None and (timesteps is not None or sigmas is not None):
             raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got two")
+        without_shift(self, mu)
         custom = self._custom_timesteps(num_inference_steps, timesteps, sigmas)
         if custom is not None:
             self.timesteps = to_tensor(custom)
@@ -56,13 +66,9 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
             super().set_timesteps(num_inference_steps)
         self._place_timesteps(device)
 
-    def _schedule(self) -> tuple[Hashable, ...]:
-        config = self._internal_dict
-        values = tuple(config[name] for name in _CONFIG)
-        return (*values, self._levels().tobytes())
-
     def _builder(self) -> Callable[[Place], Entry]:
-        config, levels, clip = dict(self._internal_dict), self._levels(), self._clip()
+        config, levels = self._config, self._levels()
+        clip = self._clip(config)
         prediction = config["prediction_type"]
         bounded = config["thresholding"] or config["clip_sample"]
         faithful = self.numerics == "faithful"
@@ -107,7 +113,7 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
         return_dict: bool = True,
     ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
         """One step, (B, *shape) -> (B, *shape), at any of the timesteps; as diffusers."""
-        if self.variance_type in LEARNED or self._internal_dict["variance_type"] in LEARNED:
+        if self.variance_type in LEARNED or self._internal_dict.variance_type in LEARNED:
             self._reference(f"variance_type={self.variance_type!r}")
             out: DDPMSchedulerOutput | tuple[Tensor, Tensor] = super().step(
                 model_output, timestep, sample, generator, return_dict

@@ -5,7 +5,7 @@ History lives in stock's `model_outputs` (newest last) and `lower_order_nums`, r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import diffusers
@@ -23,17 +23,6 @@ from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.row import NOISE, Grid, Row
 from fastdiff.table import conversion, encode, noise_from_data, trimmed
 
-_CONFIG = (  # what the rows depend on, besides the sigmas
-    "algorithm_type",
-    "solver_order",
-    "solver_type",
-    "prediction_type",
-    "lower_order_final",
-    "euler_at_final",
-    "final_sigmas_type",
-    "use_flow_sigmas",
-    "thresholding",
-)
 LEARNED = ("learned", "learned_range")
 
 
@@ -43,6 +32,21 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
     Configuration, attributes, random numbers and dtypes as there.  `numerics` is "faithful" (agrees
     with diffusers) or "exact" (fixes what schedulers/quirks.py lists).
     """
+
+    _reads = (
+        "algorithm_type",
+        "solver_order",
+        "solver_type",
+        "prediction_type",
+        "lower_order_final",
+        "euler_at_final",
+        "final_sigmas_type",
+        "use_flow_sigmas",
+        "variance_type",
+        "thresholding",
+        "dynamic_thresholding_ratio",
+        "sample_max_value",
+    )
 
     def set_timesteps(
         self,
@@ -121,14 +125,8 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
             times = self._sigma_to_t(sigmas, np.log(levels.astype(np.float64)))
             self.timesteps = torch.from_numpy(times.round().astype(np.int64))
 
-    def _schedule(self) -> tuple[Hashable, ...]:
-        config = self._internal_dict
-        values = tuple(config[name] for name in _CONFIG)
-        return (*values, self.sigmas.dtype, self.sigmas.numpy().tobytes())
-
     def _builder(self) -> Callable[[Place], Entry]:
-        config = dict(self._internal_dict)
-        sigmas = self.sigmas.detach().double().numpy().copy()
+        config, sigmas = self._config, self._levels()
         if config["use_flow_sigmas"]:
             grid = Grid(1 - sigmas, sigmas)
         else:
@@ -167,8 +165,7 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
 
         return build
 
-    def _facts(self) -> Any:
-        config = self._internal_dict
+    def _facts(self, config: dict[str, Any]) -> Any:
         data, prediction = config["algorithm_type"].endswith("++"), config["prediction_type"]
         from_output = prediction == ("sample" if data else "epsilon")
         bounds = (config["dynamic_thresholding_ratio"], config["sample_max_value"])

@@ -6,7 +6,7 @@ Both work on x / alpha, in noise levels sigma / alpha; arXiv:2206.00364.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import diffusers
@@ -19,7 +19,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastdiff.schedulers.custom import descending, vector
+from fastdiff.schedulers.custom import descending, vector, without_shift
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw
 from fastdiff.solvers.euler import euler, euler_ancestral
 from fastdiff.solvers.row import Grid, Row
@@ -37,17 +37,15 @@ class EulerStep(FusedStep):
     config: Any
     is_scale_input_called: bool
 
-    def _schedule(self) -> tuple[Hashable, ...]:
-        prediction = self._internal_dict["prediction_type"]
-        return (prediction, self.sigmas.dtype, self.sigmas.numpy().tobytes())
+    _reads = ("prediction_type", "timestep_spacing")
 
     def _row(self, grid: Grid, i: int, numbers: tuple[float, ...]) -> Row:
         raise NotImplementedError
 
     def _builder(self) -> Callable[[Place], Entry]:
-        sigmas = self.sigmas.detach().double().numpy().copy()
+        sigmas = self._levels()
         grid, scales = Grid(np.ones_like(sigmas), sigmas), 1 / np.sqrt(1 + sigmas**2)
-        prediction = self._internal_dict["prediction_type"]
+        prediction = self._config["prediction_type"]
         prediction = "sample" if prediction == "original_sample" else prediction
         make = type(self)._row
 
@@ -60,9 +58,9 @@ class EulerStep(FusedStep):
 
         return build
 
-    def _facts(self) -> Any:
+    def _facts(self, config: dict[str, Any]) -> Any:
         """True if x_0 is the raw output."""
-        return self._internal_dict["prediction_type"] in ("sample", "original_sample")
+        return config["prediction_type"] in ("sample", "original_sample")
 
     def _ahead(self, place: Any) -> Iterable[Place]:
         i, numbers = place
@@ -130,12 +128,16 @@ class EulerDiscreteScheduler(EulerStep, diffusers.EulerDiscreteScheduler):  # ty
         device: str | torch.device | None = None,
         timesteps: ArrayLike | Tensor | None = None,
         sigmas: ArrayLike | Tensor | None = None,
+        *,
+        mu: float | None = None,
     ) -> None:
         """Set the timesteps of a run; as diffusers, lists, arrays and tensors accepted.
 
         timesteps  (N,) descending
         sigmas     (N + 1,) descending sigma / alpha, the last one final
+        mu         refused: there is no flow schedule to shift
         """
+        without_shift(self, mu)
         if timesteps is not None:
             timesteps = vector("timesteps", timesteps)
         if sigmas is not None:
@@ -183,12 +185,15 @@ class EulerAncestralDiscreteScheduler(
         *,
         timesteps: ArrayLike | Tensor | None = None,
         sigmas: ArrayLike | Tensor | None = None,
+        mu: float | None = None,
     ) -> None:
         """Set the timesteps of a run; as diffusers, plus custom ones.
 
         timesteps  (N,) descending
         sigmas     (N,) or (N + 1,) descending sigma / alpha, the last one final (0 if left out)
+        mu         refused: there is no flow schedule to shift
         """
+        without_shift(self, mu)
         if timesteps is None and sigmas is None:
             if num_inference_steps is None:
                 raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fastdiff import backends
 from fastdiff.ops.affine_step import affine_step
@@ -39,14 +42,16 @@ class State:
     def __init__(self) -> None:
         self.source: Any = None  # the tensor (sigmas, alphas_cumprod) the rows were made from
         self.version: int | None = None
-        self.config: Any = None
+        self.config: tuple[Any, ...] = ()  # values of the config entries in `_reads`
         self.numerics = ""
         self.rows: Rows | None = None
         self.facts: Any = None  # what a class reads from its config on every step
         self.fused = 0
         self.timesteps: Tensor | None = None  # whose values are in `values`
+        self.timesteps_version: int | None = None
         self.values: list[float] = []
-        self.levels: NDArray[np.float64] | None = None  # alphas_cumprod on the host
+        self.levels: NDArray[np.float64] | None = None  # the values of `levels_of`,
+        self.levels_of: Tensor | None = None  # a tensor on a device
         self.counts: Counter[str] = Counter()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
@@ -71,10 +76,18 @@ class FusedStep:
     num_inference_steps: int | None
 
     _source = "sigmas"  # the attribute that the rows are made from
+    _reads: tuple[str, ...]  # entries of the config that the step depends on, two or more
+    _getter: Callable[[Any], tuple[Any, ...]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "_reads" in cls.__dict__:
+            # attributes, not items: pipelines set config.clip_sample, and diffusers reads that
+            cls._getter = attrgetter(*cls._reads)
 
     def _schedule(self) -> tuple[Hashable, ...]:
-        """Everything the rows depend on, by value."""
-        raise NotImplementedError
+        """What the rows depend on besides the config and the source, by value."""
+        return ()
 
     def _builder(self) -> Callable[[Place], Entry]:
         """How a place becomes a row, closed over numbers only (it outlives the instance)."""
@@ -91,9 +104,25 @@ class FusedStep:
             state = self.__dict__["_fused"] = State()
         return state
 
-    def _facts(self) -> Any:
-        """What the class's step reads from the config, so that it reads it once."""
+    def _facts(self, config: dict[str, Any]) -> Any:
+        """What the class's step asks of the config, answered once a schedule."""
         raise NotImplementedError
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        """The config entries that rows are made from."""
+        return dict(zip(self._reads, type(self)._getter(self._internal_dict), strict=True))
+
+    def _levels(self) -> NDArray[np.float64]:
+        """The values of the source, float64; read back if someone put it on a device."""
+        state, source = self._state, self.__dict__[self._source]
+        if source.device.type == "cpu":
+            return values_of(source)
+        if state.levels is None or state.levels_of is not source:
+            state.counts[f"{self._source} read back from the device"] += 1
+            state.levels = values_of(source.detach().cpu())
+            state.levels_of = source
+        return state.levels
 
     def _ready(self) -> tuple[State, Rows]:
         """The state and the rows for the schedule as it is now."""
@@ -101,11 +130,12 @@ class FusedStep:
         state: State = own.get("_fused") or self._state
         source = own[self._source]
         version = None if source.is_inference() else source._version
+        config = type(self)._getter(self._internal_dict)
         if (
             state.rows is None
             or state.source is not source
             or state.version != version
-            or state.config is not self._internal_dict
+            or state.config != config
             or state.numerics != self.numerics
             # an inference tensor keeps no version: compare its values at the start of a run
             or (version is None and own.get("_step_index", 0) is None)
@@ -114,31 +144,36 @@ class FusedStep:
                 raise ValueError(
                     f"numerics must be one of {', '.join(NUMERICS)}; got {self.numerics!r}"
                 )
-            key = (type(self).__name__, self.numerics, *self._schedule())
-            state.rows = shared(key, self._builder)
+            levels = self._levels()
+            names = (type(self).__name__, self.numerics, *config)
+            state.rows = shared((*names, *self._schedule(), levels.tobytes()), self._builder)
             state.source, state.version = source, version
-            state.config, state.numerics = self._internal_dict, self.numerics
-            state.facts = self._facts()
+            state.config, state.numerics = config, self.numerics
+            state.facts = self._facts(self._config)
         return state, state.rows
 
     # ---- where a step stands ------------------------------------------------------------------
 
     def _timestep_values(self) -> list[float]:
         """The values of `timesteps` on the host; read back once where nobody kept them."""
-        state = self._state
-        if state.timesteps is not self.timesteps:
-            if self.timesteps.device.type != "cpu":
+        state, timesteps = self._state, self.timesteps
+        on_host = timesteps.device.type == "cpu"
+        # an inference tensor keeps no version; on the host, reading it again is cheap
+        version = (-1 if on_host else None) if timesteps.is_inference() else timesteps._version
+        if state.timesteps is not timesteps or state.timesteps_version != version or version == -1:
+            if not on_host:
                 state.counts["timesteps read back from the device"] += 1
-            state.values = self.timesteps.detach().to("cpu", torch.float64).tolist()
-            state.timesteps = self.timesteps
+            state.values = values_of(timesteps.detach().cpu()).tolist()
+            state.timesteps, state.timesteps_version = timesteps, version
         return state.values
 
     def _place_timesteps(self, device: str | torch.device | None) -> None:
         """Keep the values of freshly set timesteps, then move them as diffusers would have."""
         state = self._state
         state.values = self.timesteps.to(torch.float64).tolist()
-        self.timesteps = self.timesteps.to(device)
-        state.timesteps = self.timesteps
+        self.timesteps = moved = self.timesteps.to(device)
+        state.timesteps = moved
+        state.timesteps_version = None if moved.is_inference() else moved._version
 
     def _index_of(self, timestep: Any) -> int | None:
         """Index of a timestep: by its address, else by its value (counted), else None."""
@@ -252,6 +287,14 @@ class FusedStep:
         if not counts[f"reference: {reason}"]:
             logger.info("%s runs the PyTorch reference: %s", type(self).__name__, reason)
         counts[f"reference: {reason}"] += 1
+
+
+def values_of(tensor: Tensor) -> NDArray[np.float64]:
+    """A copy of a host tensor's values, whatever transform or mode is active around it."""
+    if isinstance(tensor, FakeTensor):
+        raise RuntimeError("the schedule is made of fake tensors, which have no values")
+    with torch._C._DisableFuncTorch(), _disable_current_modes():
+        return np.array(tensor.detach().numpy(), dtype=np.float64)
 
 
 def draw(

@@ -21,28 +21,41 @@ Place = Hashable
 KEPT_TABLES = 64  # least recently used ones go; a table of 50 rows is 10 kB
 
 
+def traced() -> bool:
+    """True inside a torch.func transform, under fake tensors, or while something traces."""
+    modes = torch._C._TorchDispatchModeKey
+    return torch._C._functorch.peek_interpreter_stack() is not None or any(
+        torch._C._get_dispatch_mode(key) is not None
+        for key in (modes.FAKE, modes.PROXY, modes.FUNCTIONAL)
+    )
+
+
 class Entry:
     """One row, ready for a kernel.
 
-    row      (1, 1, K) float32 on the host, rounded once from float64; pointer: its address
+    numbers  (K,) float64; rounded once to float32, at the address `pointer` on the host
     draw     the step draws noise, even where its weight is 0: seeds must go on as in diffusers
     reads    vectors of history that it reads
+
+    Kept as NumPy: a tensor made inside a transform or under fake tensors must not outlive it.
     """
 
-    __slots__ = ("_copies", "_wide", "draw", "pointer", "reads", "row")
+    __slots__ = ("_copies", "_row", "draw", "numbers", "pointer", "reads")
 
     def __init__(self, numbers: Floats, *, draw: bool, reads: int) -> None:
-        self._wide = torch.from_numpy(numbers.reshape(1, 1, -1).copy())
-        self.row = self._wide.to(torch.float32)
-        self.pointer: int = self.row.data_ptr()
+        self.numbers = numbers
+        self._row = numbers.astype(np.float32)
+        self.pointer: int = self._row.ctypes.data
         self.draw = draw
         self.reads = reads
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-        """The row on a device, or None if it was not brought there yet."""
-        if device.type == "cpu":
-            return self.row if dtype == torch.float32 else self._wide
+        """The row (1, 1, K) on a device, or None if it was not brought there yet."""
+        if device.type == "cpu" or traced():
+            numbers = self._row if dtype == torch.float32 else self.numbers
+            # from_numpy shares the memory: no copy, and nothing to keep
+            return torch.from_numpy(numbers.reshape(1, 1, -1)).to(device)
         return self._copies.get((device, dtype))
 
 
@@ -65,12 +78,12 @@ class Rows:
         entries = [e for e in (self[p] for p in places) if e.on(device, dtype) is None]
         if not entries:
             return
-        flat = torch.cat([e._wide.reshape(-1) for e in entries]).to(dtype)
+        flat = torch.from_numpy(np.concatenate([e.numbers for e in entries])).to(dtype)
         if device.type == "cuda":
             flat = flat.pin_memory()
         there, first = flat.to(device, non_blocking=True), 0
         for entry in entries:
-            size = entry.row.numel()
+            size = len(entry.numbers)
             entry._copies[device, dtype] = there[first : first + size].reshape(1, 1, size)
             first += size
 

@@ -21,6 +21,15 @@ from fastdiff.schedulers.timestep import host_value, view_index
 from fastdiff.solvers.row import Grid
 from fastdiff.table import OFF, Clip, conversion
 
+BOUNDED = (  # config entries of a class that may bound x_0
+    "prediction_type",
+    "clip_sample",
+    "clip_sample_range",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "num_train_timesteps",
+)
 BEYOND = 1e18  # stands for 1 / 0 where the result is bounded anyway
 
 
@@ -32,23 +41,15 @@ class StatelessStep(FusedStep):
     alphas_cumprod: Tensor
     config: Any
 
-    def _levels(self) -> NDArray[np.float64]:
-        """alphas_cumprod on the host, (T,) float64; read back only if it was put on a device."""
-        state, source = self._state, self.alphas_cumprod
-        if source.device.type != "cpu":
-            if state.source is source and state.levels is not None:
-                return state.levels
-            state.counts["alphas_cumprod read back from the device"] += 1
-        state.levels = source.detach().cpu().double().numpy().copy()
-        return state.levels
-
     def _following(self, call: Callable[..., Tensor], *args: Any) -> Tensor:
         """Run stock's code that moves alphas_cumprod to a device; the rows stay valid."""
         self._ready()
+        levels = self._levels()
         out = call(*args)
         state, moved = self._state, self.alphas_cumprod
         if moved is not state.source:
-            state.source = moved
+            state.source = state.levels_of = moved
+            state.levels = levels
             state.version = None if moved.is_inference() else moved._version
         return out
 
@@ -75,15 +76,14 @@ class StatelessStep(FusedStep):
             raise ValueError(f"timestep must be a whole number in 0 .. {top - 1}; got {value:g}")
         return t, None
 
-    def _clip(self) -> Clip:
-        config = self._internal_dict
+    @staticmethod
+    def _clip(config: dict[str, Any]) -> Clip:
         if config["thresholding"] or not config["clip_sample"]:
             return OFF
         return Clip(-config["clip_sample_range"], config["clip_sample_range"])
 
-    def _facts(self) -> Any:
-        """(x_0 is the raw output, bounds of thresholding or None, stride of the timesteps)."""
-        config = self._internal_dict
+    def _facts(self, config: dict[str, Any]) -> Any:
+        """(x_0 is the raw output, bounds of thresholding or None, trained steps)."""
         bounds = (config["dynamic_thresholding_ratio"], config["sample_max_value"])
         return (
             config["prediction_type"] == "sample",
