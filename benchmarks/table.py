@@ -37,7 +37,7 @@ def us(case: dict[str, Any], name: str, statistic: str = "median") -> str:
 
 def times(value: float) -> str:
     """A ratio: two digits are all that repeats from run to run."""
-    return f"{value:.1f}x" if value < 10 else f"{value:.0f}x"
+    return f"{value:.2f}x" if value < 1 else f"{value:.1f}x" if value < 10 else f"{value:.0f}x"
 
 
 def of(report: dict[str, Any], benchmark: str, **wanted: str) -> list[dict[str, Any]]:
@@ -46,9 +46,9 @@ def of(report: dict[str, Any], benchmark: str, **wanted: str) -> list[dict[str, 
     return [c for c in cases if all(c["case"][k] == v for k, v in wanted.items())]
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table, the first two columns to the left, numbers to the right."""
-    rule = ["---"] * 2 + ["---:"] * (len(header) - 2)
+def markdown(header: list[str], rows: list[list[str]], words: int = 2) -> str:
+    """A table, the first columns (words) to the left, numbers to the right."""
+    rule = ["---"] * words + ["---:"] * (len(header) - words)
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *rows])
 
 
@@ -92,7 +92,7 @@ def steps(report: dict[str, Any]) -> str:
                 found = (us(case, peer), us(case, OURS), times(ratio(case, peer)), times(quartile))
                 rows.append([title, latent, peer, *found])
     header = ["sampler", "latent", "peer", "peer, µs", "fastdiff, µs"]
-    return markdown([*header, "ratio of medians", "of fastest quartiles"], rows)
+    return markdown([*header, "ratio of medians", "of fastest quartiles"], rows, words=3)
 
 
 def kernel(report: dict[str, Any]) -> str:
@@ -108,16 +108,40 @@ def kernel(report: dict[str, Any]) -> str:
     return markdown([*header, "direct, µs", "kernel, µs", "kernel, GB/s"], rows)
 
 
+def budget(report: dict[str, Any]) -> str:
+    """Where the time of one step goes: differences of what was measured."""
+    what = {"shape": "1x4x64x64", "dtype": "float32"}
+    (step,) = of(report, "scheduler_step", sampler="dpmpp_2m", **what)
+    (op,) = of(report, "affine_step", **what)
+    whole, kernel = step["times"][OURS]["median"], op["times"]["fastdiff kernel"]["median"]
+    direct = op["times"]["fastdiff direct"]["median"]
+    rows = [
+        ["the kernel, with its call", "one pass over five latents", f"{kernel:.1f}"],
+        [
+            "around the kernel",
+            "two `torch.empty_like`, five addresses, the checks that tensors are plain",
+            f"{direct - kernel:.1f}",
+        ],
+        [
+            "around that",
+            "is the schedule still the same, which row, history, counters",
+            f"{whole - direct:.1f}",
+        ],
+        ["`scheduler.step`", "", f"{whole:.1f}"],
+    ]
+    return markdown(["part", "what it is", "µs"], rows)
+
+
 TABLES = {
     "README.md": {"steps": readme},
-    "docs/performance.md": {"steps": steps, "kernel": kernel},
+    "docs/performance.md": {"budget": budget, "steps": steps, "kernel": kernel},
 }
 
 
 def filled(text: str, name: str, table: str) -> str:
     """The text with a table between its markers."""
     pattern = rf"(<!-- {name}: {COMMAND} -->\n).*?(\n<!-- {name}: end -->)"
-    found = re.subn(pattern, lambda m: m[1] + table + m[2], text, flags=re.DOTALL)
+    found = re.subn(pattern, lambda m: f"{m[1]}\n{table}\n{m[2]}", text, flags=re.DOTALL)
     if found[1] != 1:
         raise ValueError(f"there must be one table {name!r} between markers; got {found[1]}")
     return found[0]
@@ -128,9 +152,10 @@ def generated(path: str) -> str:
     source = newest("cpu")
     report, text = load(source), (ROOT / path).read_text()
     up = "../" * path.count("/")
+    note = conditions(report, source.name).format(up=up)
     for name, make in TABLES[path].items():
-        note = conditions(report, source.name).format(up=up)
-        text = filled(text, name, f"{make(report)}\n\n{note}")
+        under = f"\n\n{note}" if name == "steps" else ""
+        text = filled(text, name, make(report) + under)
     return text
 
 

@@ -143,6 +143,6 @@ def test_a_table_is_made_of_the_numbers():
 
 def test_a_table_needs_its_markers():
     text = f"a\n<!-- t: {table.COMMAND} -->\nold\n<!-- t: end -->\nb"
-    assert table.filled(text, "t", "new") == text.replace("old", "new")
+    assert table.filled(text, "t", "new") == text.replace("old", "\nnew\n")
     with pytest.raises(ValueError, match="markers"):
         table.filled("a", "t", "new")
