@@ -300,6 +300,25 @@ def test_gradients_reach_the_network_and_the_noise(solver, guidance):
     assert torch.autograd.gradcheck(result, (noise, weight))
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_run_with_gradients_makes_the_same_numbers(solver):
+    """Another path through the loop: the op's functional form, and c_in applied outside it."""
+    plan = fastdiff.plan(solver, steps=6, guidance=2.0)
+    noise = start((2, 5), dtype=torch.float64)
+    path, slow_path = [], []
+    one = torch.ones((), dtype=torch.float64)
+    for seen, scale in ((path, one), (slow_path, one.clone().requires_grad_())):
+        fastdiff.sample(
+            lambda x, t, s=scale: (s * wave(x, t) / 2, s * wave(x, t)),
+            noise,
+            plan,
+            generator=seeded(),
+            callback=lambda i, t, x, seen=seen: seen.append(x.detach()),
+        )
+    for fast, slow in zip(path, slow_path, strict=True):
+        np.testing.assert_allclose(slow, fast, rtol=1e-12, atol=1e-13)
+
+
 def test_a_gradient_that_begins_late():
     """Weights that need a gradient only from some row on: the rows before ran without."""
     plan = fastdiff.plan("dpmpp_3m", steps=6)
