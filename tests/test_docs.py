@@ -66,7 +66,8 @@ def test_links_lead_to_files(path):
 def commands(path):
     """Every command line of a page: in `sh` fences, and in the text between backticks."""
     text = path.read_text()
-    lines = [line for _, code, _ in fences(path, "sh") for line in code.splitlines()]
+    shell = [code.replace("\\\n", " ") for _, code, _ in fences(path, "sh")]
+    lines = [line for code in shell for line in code.splitlines()]
     lines += re.findall(r"`((?:fastdiff|make|python) [^`]+)`", FENCE.sub("", text))
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
