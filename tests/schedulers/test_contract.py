@@ -55,7 +55,7 @@ class TestTheClass:
         assert [(p.name, p.kind) for p in mine[: len(theirs)]] == [(p.name, p.kind) for p in theirs]
         more = mine[len(theirs) :]
         assert all(p.kind is p.KEYWORD_ONLY and p.default is None for p in more)
-        assert {"timesteps", "sigmas"} <= {p.name for p in mine}
+        assert {"timesteps", "sigmas", "mu"} <= {p.name for p in mine}
 
     def test_other_public_methods_are_called_as_in_diffusers(self, name):
         for key, theirs in inspect.getmembers(stock(name), inspect.isfunction):

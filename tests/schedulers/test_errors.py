@@ -75,6 +75,7 @@ def test_after_an_error_the_step_can_be_repeated(name):
         (EULER_A, {"sigmas": [3.0, float("nan")]}, "sigmas"),
         (DDIM, {"timesteps": [[9, 3]]}, "timesteps"),
         (DDIM, {"timesteps": ["a"]}, "timesteps"),
+        *((name, {"num_inference_steps": 4, "mu": 0.5}, "mu") for name in NAMES),
     ],
     ids=str,
 )
