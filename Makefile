@@ -41,7 +41,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks
 
 upstream: $(READY)
-	@test -n "$(SUITE)" || { echo "usage: make upstream SUITE=path/to/diffusers/tests/schedulers"; exit 2; }
+	@test -n "$(SUITE)" || { echo "usage: make upstream SUITE=path/to/a/checkout/of/diffusers"; exit 2; }
 	$(BIN)/python -m tests.upstream $(SUITE)
 
 format: $(READY)
