@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastdiff.shapes.oracle import judge
 from fastdiff.shapes.scenes import (
     COLOURS,
     GAP,
@@ -152,3 +153,24 @@ def test_a_batch_mixes_one_and_two_objects():
     assert together.shape == (3, 3, SIZE, SIZE)
     ink = (together < 0.5).any(1).flatten(1).sum(1)
     assert (ink > 100).all()
+
+
+def test_typical_layouts_are_near_the_middle_and_obey_the_definition():
+    rng = np.random.default_rng(6)
+    scenes = one_object_scenes() * 4 + two_object_scenes()[::20]
+    layout = place(scenes, rng, margin=1.5, jitter=4.0)
+    for i, scene in enumerate(scenes):
+        if scene.relation is None:
+            assert abs(layout.centre[i, 0] - 32).max() <= 10
+            continue
+        axis = 0 if scene.relation in ("left of", "right of") else 1
+        side = -1 if scene.relation in ("left of", "above") else 1
+        offset = layout.centre[i, :, axis] - 32 - side * np.array([15.0, -15.0])
+        assert abs(offset).max() <= 4
+        assert abs(layout.centre[i, :, 1 - axis] - 32).max() <= 6
+    pictures = render(layout)
+
+    wrong = [
+        s.prompt for x, s in zip(pictures, scenes, strict=True) if not judge(x, s.prompt).right
+    ]
+    assert not wrong

@@ -177,7 +177,7 @@ def train(folder: Path, *, steps: int = 700, seed: int = 0, batch: int = 128) ->
             + error.square().sum(1).mean()
         )
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
