@@ -1,0 +1,27 @@
+"""A step that is refused changes nothing: the right call after it makes the numbers of a run
+without the mistake."""
+
+import pytest
+import torch
+
+from fastdiff.schedulers import DPMSolverMultistepScheduler
+
+X = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "dpmsolver"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_a_refused_step_changes_nothing(order, algorithm):
+    runs = []
+    for clumsy in (False, True):
+        config = {"algorithm_type": algorithm, "final_sigmas_type": "sigma_min"}
+        s = DPMSolverMultistepScheduler(solver_order=order, **config)
+        s.set_timesteps(20)
+        x = X
+        for i, t in enumerate(s.timesteps):
+            if clumsy and i in (1, 5):
+                with pytest.raises(ValueError, match="model_output must have the shape of sample"):
+                    s.step(X[:, :3], t, x)
+            x = s.step(torch.tanh(x), t, x).prev_sample
+        runs.append(x)
+    assert torch.equal(*runs)
