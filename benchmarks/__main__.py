@@ -1,7 +1,9 @@
 """python -m benchmarks [--out FILE] [-k EXPRESSION]: run the benchmarks, write JSON, print ratios.
 
 The JSON (schema 1) holds the provenance and, for every case, the times of each contestant; no
-ratio is stored, since all follow from it.  `python -m benchmarks.table` makes the README's table.
+ratio is stored, since all follow from it.  A whole run goes to benchmarks/results/cpu-DATE.json,
+and the tables of README.md and docs/performance.md are made from it.  With -k nothing is written,
+and with --out nothing but that file.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import table
 from benchmarks.provenance import ROOT
 from benchmarks.results import RESULTS, TARGETS, case_name, ratio, save
 
@@ -34,11 +37,16 @@ def run(out: Path | None, expression: str) -> int:
             print("no numbers: a check before the timing failed, or nothing was selected")
             return status or 1
         report = condense(json.loads(raw.read_text()))
-    date = report["provenance"]["date"][:10]
-    path = out or RESULTS / f"{'gpu' if report['provenance']['gpus'] else 'cpu'}-{date}.json"
-    save(report, path)
     print_ratios(report)
-    print(f"\nwritten: {path}")
+    if out is not None:
+        save(report, out)
+        print(f"\nwritten: {out}")
+    elif not expression:
+        date, gpus = report["provenance"]["date"][:10], report["provenance"]["gpus"]
+        path = RESULTS / f"{'gpu' if gpus else 'cpu'}-{date}.json"
+        save(report, path)
+        print(f"\nwritten: {path}")
+        return table.main([])
     return 0
 
 
@@ -78,7 +86,7 @@ def print_ratios(report: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--out", type=Path, help="JSON to write (benchmarks/results/cpu-DATE.json)")
+    parser.add_argument("--out", type=Path, help="JSON to write, and nothing else")
     parser.add_argument("-k", default="", metavar="EXPRESSION", help="which cases, as in pytest")
     options = parser.parse_args(argv)
     return run(options.out, options.k)

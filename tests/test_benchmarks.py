@@ -146,3 +146,32 @@ def test_a_table_needs_its_markers():
     assert table.filled(text, "t", "new") == text.replace("old", "\nnew\n")
     with pytest.raises(ValueError, match="markers"):
         table.filled("a", "t", "new")
+
+
+def test_only_a_whole_run_touches_the_pages(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "condense", lambda raw: report())
+    monkeypatch.setattr(command.table, "main", lambda argv: made.append(argv) or 0)
+
+    def run_tests(args):
+        raw = next(a.partition("=")[2] for a in args if a.startswith("--benchmark-json"))
+        Path(raw).write_text("{}")
+        return 0
+
+    monkeypatch.setattr(command.pytest, "main", run_tests)
+    assert command.main(["-k", "ddim"]) == 0
+    assert command.main(["--out", str(tmp_path / "elsewhere" / "a.json")]) == 0
+    assert made == []
+    assert not list(tmp_path.glob("*.json"))
+    assert (tmp_path / "elsewhere" / "a.json").exists()
+    assert command.main([]) == 0
+    assert made == [[]]
+    assert len(list(tmp_path.glob("*.json"))) == 1
+
+
+def test_a_red_check_leaves_no_numbers(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command.pytest, "main", lambda args: 1)
+    assert command.main(["--out", str(tmp_path / "a.json")]) == 1
+    assert "no numbers" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
