@@ -89,6 +89,16 @@ class TestTheClass:
             s.step(torch.zeros(SHAPE), s.timesteps[0], torch.zeros(SHAPE))
 
 
+@pytest.mark.parametrize("source", [*NAMES, "PNDMScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("name", NAMES)
+def test_from_config_of_every_other_class(name, source):
+    """As users change samplers: options of the one mean something else, or nothing, to the other."""
+    config = getattr(diffusers, source)(**SD, steps_offset=1).config
+    mine, theirs = ours(name).from_config(config), stock(name).from_config(config)
+    compare(mine, theirs, steps=5)
+    assert mine.config.keys() == theirs.config.keys()
+
+
 NEW = {
     DPM: {"prediction_type": "v_prediction", "algorithm_type": "sde-dpmsolver++"},
     DDIM: {"clip_sample": False, "prediction_type": "v_prediction"},
