@@ -72,7 +72,7 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
         prediction = config["prediction_type"]
         bounded = config["thresholding"] or config["clip_sample"]
         faithful = self.numerics == "faithful"
-        variance = "large" if "large" in config["variance_type"] else "small"
+        variance = "large" if "large" in (config["variance_type"] or "") else "small"
 
         def build(place: Any) -> Entry:
             t, prev = place
