@@ -1,3 +1,3 @@
 """The built-in model: generated scenes, an oracle that reads them, training, weights."""
 
-GUIDANCE = 2.0  # the guidance of the model card
+GUIDANCE = 3.0  # the guidance of the model card
