@@ -197,7 +197,8 @@ def place(
             c = rng.uniform(low, high)  # (n, 2, 2): object, axis
         else:
             c = _typical(two[todo], relation[todo], jitter, rng)
-        inside: np.ndarray = np.logical_and(c >= low, c <= high).all(axis=2)
+        fits = np.asarray((c >= low) & (c <= high))
+        inside = fits[:, :, 0] & fits[:, :, 1]
         pair = inside[:, 1] & _allowed(c, reach, relation[todo], margin)
         ok = inside[:, 0] & (~two[todo] | pair)
         centre[todo[ok]], radius[todo[ok]] = c[ok], r[ok]
