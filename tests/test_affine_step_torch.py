@@ -56,7 +56,7 @@ def test_opcheck_of_the_out_form():
 @pytest.mark.parametrize("samples", [1, 2])
 @pytest.mark.parametrize("guided", [False, True])
 def test_gradcheck(samples, guided):
-    values = case(torch.float64, samples)
+    values = case(torch.float64, samples, shape=(2, 3))
     values["rows"][..., 4:7] = torch.tensor([-1.0, 1.0, 0.7])  # some of m is clamped
 
     def step(x, cond, noise, *rest):
