@@ -141,7 +141,6 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
             "eta": 1.0 if sde else 0.0,
             "lower_order_final": config["lower_order_final"],
             "euler_at_final": config["euler_at_final"] or config["final_sigmas_type"] == "zero",
-            "final_first_order": False,
             **parameters("DPMSolverMultistepScheduler", self.numerics, order=order, sde=sde),
         }
         prediction, thresholding = config["prediction_type"], config["thresholding"]

@@ -37,6 +37,7 @@ class EulerStep(FusedStep):
     config: Any
     is_scale_input_called: bool
 
+    # the spacing is in the sigmas already; one entry alone would come back without its tuple
     _reads = ("prediction_type", "timestep_spacing")
 
     def _row(self, grid: Grid, i: int, numbers: tuple[float, ...]) -> Row:

@@ -130,6 +130,8 @@ class FusedStep:
         state: State = own.get("_fused") or self._state
         source = own[self._source]
         version = None if source.is_inference() else source._version
+        if version != state.version:
+            state.levels_of = None  # written in place: what was read from a device is old
         config = type(self)._getter(self._internal_dict)
         if (
             state.rows is None

@@ -25,15 +25,15 @@ REPEATED = (
 
 
 def order_at(
-    i: int, n: int, k: int, order: int, lower_order_final: bool, euler_at_final: bool, zero: bool
+    i: int, n: int, k: int, order: int, lower_order_final: bool, euler_at_final: bool
 ) -> int:
     """The order that row i of n can and may have after k rows.
 
-    zero: the last noise level is 0.  The last row then is first order, and below 15 steps
-    `lower_order_final` lowers the last two (arXiv:2211.01095, appendix; 15 is diffusers' number).
+    Below 15 steps `lower_order_final` lowers the last two rows (arXiv:2211.01095, appendix; 15 is
+    diffusers' number).
     """
     few = lower_order_final and n < 15
-    if i == n - 1 and (euler_at_final or few or zero):
+    if i == n - 1 and (euler_at_final or few):
         return 1
     possible = min(order, k + 1, i + 1)
     return min(possible, 2) if few and i == n - 2 else possible
@@ -51,7 +51,6 @@ def dpmpp(
     s_noise: float = 1.0,
     lower_order_final: bool = True,
     euler_at_final: bool = False,
-    final_first_order: bool = True,
     d2_scale: float = 2.0,
     sde3_offset: float = 0.0,
 ) -> Row:
@@ -60,7 +59,6 @@ def dpmpp(
     solver_type        of order 2: "heun" integrates the line through two predictions exactly,
                        "midpoint" takes half of the constant's weight for the slope
     predict            "data" (DPM-Solver++) or "noise" (DPM-Solver)
-    final_first_order  first order where the last noise level is 0 (its lambda is infinite)
     d2_scale           2 makes order 3 third order; every shipped version has 1 (see quirks)
     sde3_offset        added to the weight of the second difference with data and noise (see quirks)
     """
@@ -101,8 +99,7 @@ def dpmpp(
         second = -(1 + eta) * s1 * d2_scale * h * phi(3, h)
         noise = s1 * s_noise * math.sqrt(eta * math.expm1(2 * h))
 
-    zero = final_first_order and float(grid.sigma[n]) == 0
-    use = order_at(i, n, k, order, lower_order_final, euler_at_final, zero)
+    use = order_at(i, n, k, order, lower_order_final, euler_at_final)
     weights = _differences(grid, i, h, use, g, slope, second, solver_type)
     now, older = weights[0], (*weights[1:], *(0.0,) * (past + 1 - len(weights)))
     if predict == "data":

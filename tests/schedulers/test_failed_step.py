@@ -1,5 +1,5 @@
-"""A step that is refused changes nothing: the right call after it makes the numbers of a run
-without the mistake."""
+"""A step that is refused changes nothing, and a schedule that is written to is read again: the
+right call after a mistake makes the numbers of a run without it."""
 
 import pytest
 import torch
@@ -25,3 +25,13 @@ def test_a_refused_step_changes_nothing(order, algorithm):
             x = s.step(torch.tanh(x), t, x).prev_sample
         runs.append(x)
     assert torch.equal(*runs)
+
+
+def test_sigmas_written_in_place_forget_what_was_read_from_a_device():
+    s = DPMSolverMultistepScheduler()
+    s.set_timesteps(6)
+    x = s.step(X, s.timesteps[0], X).prev_sample
+    s._fused.levels_of = s.sigmas  # as after reading them back from a device
+    s.sigmas[-1] = s.sigmas[-2]
+    s.step(x, s.timesteps[1], x)
+    assert s._fused.levels_of is None
