@@ -7,10 +7,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from fastdiff.shapes import checkpoint, evaluate, train
+from fastdiff.cli.model import built_in
+from fastdiff.shapes import card, checkpoint, evaluate, train
+from fastdiff.shapes.export import assemble
 from fastdiff.shapes.networks import NOISE_SCHEDULE, build_unet, build_vae
 from fastdiff.shapes.scenes import held_out, parse
-from fastdiff.shapes.train_unet import _batch, learning_rate
+from fastdiff.shapes.train_unet import _batch, learning_rate, load_bank
 from fastdiff.shapes.train_vae import draw_scenes, pooled, training_scenes, whiten
 
 
@@ -106,3 +108,36 @@ def test_stages_are_the_documented_ones():
     assert (options.stage, options.minutes, options.decay) == ("unet", 5.0, 2.0)
     with pytest.raises(SystemExit):
         train.arguments().parse_args(["everything"])
+
+
+def test_training_goes_on_from_a_finished_model(tmp_path):
+    folder = tmp_path / "more"
+    command = ["more", "--start-from", str(built_in()), "--folder", str(folder), "--bank", "70"]
+    train.main([*command, "--minutes", "0", "--workers", "1", "--no-compile"])
+    shipped = evaluate.load(built_in())
+    again = assemble(folder)
+    for part in ("unet", "vae", "text_encoder"):
+        old, new = getattr(shipped, part).state_dict(), getattr(again, part).state_dict()
+        assert all(torch.equal(old[name], new[name]) for name in new), part
+    latents, scenes = load_bank(folder)
+    assert (latents.shape, scenes.shape) == ((70, 4, 16, 16), (70,))
+    assert 0.8 < float(latents.float().std()) < 1.2
+    log = card.read_log(folder)
+    assert any("Autoencoder" in line for line in card.earlier(log))
+    assert "was trained on from" in card.origin(log)[0]
+
+
+def test_starting_needs_a_model_and_says_so(tmp_path, capsys):
+    with pytest.raises(FileNotFoundError, match=r"--start-from must be a diffusers folder"):
+        train.main(["more", "--start-from", str(tmp_path), "--folder", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+    for wrong in (["more"], ["unet", "--start-from", str(tmp_path)]):
+        with pytest.raises(SystemExit):
+            train.main(wrong)
+        assert "--start-from FOLDER goes with the stage 'more'" in capsys.readouterr().err
+
+
+def test_settings_are_chosen_on_prompts_of_the_training():
+    seen = evaluate.prompts_for(300, one=False, seed=0, seen=True)
+    assert len(set(seen)) == 300
+    assert not any(held_out(parse(p)) for p in seen)

@@ -64,30 +64,62 @@ def table(lines: list[dict[str, Any]]) -> str:
         "|" + "---|" * 11,
     ]
     order = sorted(
-        lines, key=lambda v: (-v["objects"], v["steps"], v["spacing"] or "", -v["count"])
+        lines,
+        key=lambda v: (
+            -v["objects"],
+            v.get("seen", False),
+            v["steps"],
+            v["spacing"] or "",
+            -v["count"],
+        ),
     )
     for v in order:
         low, high = v["interval"]
         shares = " | ".join(
             f"{100 * v[name]:.1f}" for name in ("colour", "shape", "relation", "layout")
         )
+        objects = f"{v['objects']}{' seen' if v.get('seen') else ''}"
         rows.append(
-            f"| {v['objects']} | {v['steps']} | {v['spacing'] or 'default'} | {v['guidance']:g} "
+            f"| {objects} | {v['steps']} | {v['spacing'] or 'default'} | {v['guidance']:g} "
             f"| {v['count']} | {shares} | **{100 * v['right']:.1f}** "
             f"| {100 * low:.1f} to {100 * high:.1f} |"
         )
     return "\n".join(rows)
 
 
+def origin(log: list[dict[str, Any]]) -> list[str]:
+    """Where autoencoder and text encoder come from: this run, or the model it started from."""
+    starts = [line for line in log if line["stage"] == "start"]
+    if starts:
+        return [
+            "* Autoencoder and text encoder: those of the model that it was trained on from, with "
+            f"weights `{starts[-1]['weights'][:16]}`, made as said below."
+        ]
+    vae, text = last(log, "vae", "mean_error"), last(log, "text", "right_unseen")
+    return [
+        f"* Autoencoder: {vae['step']} steps, {vae['minutes']:.0f} minutes, mean absolute error "
+        f"{100 * vae['mean_error']:.2f} % of the range.",
+        f"* Text encoder: {text['steps']} steps, {text['minutes']:.1f} minutes, "
+        f"{100 * text['right_unseen']:.1f} % of unseen prompts parsed right.",
+    ]
+
+
+def earlier(log: list[dict[str, Any]]) -> list[str]:
+    """How the model was made that this one started from, as its own card says."""
+    starts = [line for line in log if line["stage"] == "start" and line.get("made")]
+    if not starts:
+        return []
+    return ["", "The model that it started from was made so:", "", *starts[-1]["made"]]
+
+
 def card(folder: Path, weights: Path, *, command: str, commit: str, device: str, note: str) -> str:
     """The text of the card."""
     log, found = read_log(folder), weights_hash(weights)
-    vae, text = last(log, "vae", "mean_error"), last(log, "text", "right_unseen")
     unet = last(log, "unet", "loss_noisy")
     measured = [v for v in log if v["stage"] == "evaluate" and v.get("weights") == found]
     settings: dict[tuple[Any, ...], dict[str, Any]] = {}
     for v in measured:
-        key = tuple(v[name] for name in ("objects", "steps", "spacing", "guidance"))
+        key = tuple(v.get(name) for name in ("objects", "seen", "steps", "spacing", "guidance"))
         if key not in settings or v["count"] >= settings[key]["count"]:
             settings[key] = v
     made = [
@@ -95,20 +127,19 @@ def card(folder: Path, weights: Path, *, command: str, commit: str, device: str,
         "",
         f"* Command: `{command}`, at commit {commit}.",
         f"* Device: {device}.",
-        f"* Autoencoder: {vae['step']} steps, {vae['minutes']:.0f} minutes, mean absolute error "
-        f"{100 * vae['mean_error']:.2f} % of the range.",
-        f"* Text encoder: {text['steps']} steps, {text['minutes']:.1f} minutes, "
-        f"{100 * text['right_unseen']:.1f} % of unseen prompts parsed right.",
+        *origin(log),
         f"* Denoising network: {unet['step']} steps, {unet['minutes']:.0f} minutes on a shared "
         f"machine; loss {unet['loss_noisy']:.4f} at the noisy end, {unet['loss_clean']:.4f} below.",
     ]
     if note:
         made.append(f"* {note}")
+    made += earlier(log)
     scores = [
         "## What it can do",
         "",
-        "DPM-Solver++ 2M, by the oracle of `fastdiff/shapes/oracle.py`, in percent; two-object "
-        f"prompts were never trained on. The model's guidance is {GUIDANCE:g}.",
+        "DPM-Solver++ 2M, by the oracle of `fastdiff/shapes/oracle.py`, in percent. Two-object "
+        "prompts were never trained on, except in rows that say 'seen': guidance and spacing were "
+        f"chosen on those. The model's guidance is {GUIDANCE:g}.",
         "",
         table(list(settings.values())),
         "",

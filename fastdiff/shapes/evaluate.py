@@ -3,8 +3,8 @@
     python -m fastdiff.shapes.evaluate --model fastdiff/shapes/weights/base --count 500
 
 --model is a diffusers folder or a training folder (then the averaged weights count). Prompts are
-two-object scenes that training never saw; --one asks for one object instead.  The intervals are
-Wilson's, 95 %.
+two-object scenes that training never saw; --one asks for one object instead, --seen for two-object
+scenes of the training set, on which settings are chosen.  The intervals are Wilson's, 95 %.
 """
 
 import argparse
@@ -45,9 +45,11 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def prompts_for(count: int, *, one: bool, seed: int) -> list[str]:
-    """`count` prompts: every unseen two-object scene (or one-object scene) about equally often."""
-    scenes = one_object_scenes() if one else [s for s in two_object_scenes() if held_out(s)]
+def prompts_for(count: int, *, one: bool, seed: int, seen: bool = False) -> list[str]:
+    """`count` prompts: every unseen (or seen) two-object scene, or every one-object scene, about
+    equally often."""
+    pairs = [s for s in two_object_scenes() if held_out(s) != seen]
+    scenes = one_object_scenes() if one else pairs
     rng = np.random.default_rng(seed)
     order: list[int] = []
     while len(order) < count:
@@ -123,6 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--one", action="store_true", help="one-object prompts")
+    parser.add_argument("--seen", action="store_true", help="two-object prompts of the training")
     parser.add_argument("--steps", type=int, nargs="+", default=[20])
     parser.add_argument("--guidance", type=float, nargs="+", default=[2.0])
     parser.add_argument("--spacing", choices=SPACINGS, nargs="+", default=[None])
@@ -135,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     pipe = load(options.model)
-    prompts = prompts_for(options.count, one=options.one, seed=options.seed)
+    prompts = prompts_for(options.count, one=options.one, seed=options.seed, seen=options.seen)
     state = checkpoint.load(options.model / "unet.pt")
     for steps in options.steps:
         for guidance in options.guidance:
@@ -152,6 +155,7 @@ def main(argv: list[str] | None = None) -> None:
                 verdicts = [judge(x, p) for x, p in zip(pictures, prompts, strict=True)]
                 line = {
                     "objects": 1 if options.one else 2,
+                    "seen": options.seen,
                     "sampler": "dpmpp_2m",
                     "steps": steps,
                     "guidance": guidance,

@@ -1,15 +1,20 @@
 """Train the built-in model from scratch: python -m fastdiff.shapes.train all --folder runs/base
 
-Stages, in this order: `vae` (autoencoder and bank of latents), `text` (text encoder), `unet`
-(denoising network).  Every stage writes its checkpoint and log.jsonl into the folder; `unet`
-continues where its last checkpoint stopped, so that it can run in pieces.  On two CPU cores: 9 + 3
-minutes, 2 minutes, hours.
+Stages, in this order: `vae` (autoencoder), `bank` (latents of training pictures), `text` (text
+encoder), `unet` (denoising network).  Every stage writes its checkpoint and log.jsonl into the
+folder; `unet` continues where its last checkpoint stopped, so that it can run in pieces.  On two
+CPU cores: 9, 3 and 2 minutes, then hours.
+
+`more` trains the denoising network of a finished model on, with its autoencoder and text encoder
+as they are, on a bank of new pictures:
+
+    python -m fastdiff.shapes.train more --start-from my-model --folder runs/more
 """
 
 import argparse
 from pathlib import Path
 
-STAGES = ("vae", "text", "unet", "all")
+STAGES = ("vae", "bank", "text", "unet", "all", "more")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -31,25 +36,34 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--peak", type=float, default=1e-3, help="learning rate of stage unet")
     parser.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
+    parser.add_argument(
+        "--start-from", type=Path, help="of stage more: the diffusers folder to train on from"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the stages asked for."""
-    options = arguments().parse_args(argv)
+    parser = arguments()
+    options = parser.parse_args(argv)
+    if (options.stage == "more") != (options.start_from is not None):
+        parser.error("--start-from FOLDER goes with the stage 'more', and only with it")
 
     import torch
 
-    from fastdiff.shapes import text, train_unet, train_vae
+    from fastdiff.shapes import text, train_unet, train_vae, warm_start
 
     torch.set_num_threads(options.workers)
     folder, seed = options.folder, options.seed
+    if options.stage == "more":
+        warm_start.take_over(options.start_from, folder)
     if options.stage in ("vae", "all"):
-        vae = train_vae.train(folder, minutes=options.vae_minutes, seed=seed)
-        train_vae.make_bank(folder, vae.eval(), count=options.bank, seed=seed + 1)
+        train_vae.train(folder, minutes=options.vae_minutes, seed=seed)
+    if options.stage in ("bank", "all", "more"):
+        train_vae.make_bank(folder, count=options.bank, seed=seed + 1)
     if options.stage in ("text", "all"):
         text.train(folder, steps=options.text_steps, seed=seed)
-    if options.stage in ("unet", "all"):
+    if options.stage in ("unet", "all", "more"):
         train_unet.train(
             folder,
             minutes=options.minutes,

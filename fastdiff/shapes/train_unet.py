@@ -13,9 +13,9 @@ W workers on one machine share each batch and average their gradients (gloo); ea
 thread.
 """
 
-import os
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,7 +26,12 @@ from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 
 from fastdiff.shapes import checkpoint
-from fastdiff.shapes.networks import NOISE_SCHEDULE, build_text_encoder, build_unet
+from fastdiff.shapes.networks import (
+    NOISE_SCHEDULE,
+    bfloat16_is_fast,
+    build_text_encoder,
+    build_unet,
+)
 from fastdiff.shapes.text import build_tokenizer, tokenize
 from fastdiff.shapes.train_vae import training_scenes
 
@@ -74,15 +79,16 @@ def train(
     compiled: bool = True,
 ) -> None:
     """Continue unet.pt (or start it); in the last `decay` minutes the learning rate falls."""
-    arguments = (workers, folder, minutes, decay, seed, batch, peak, compiled)
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29521")
-    spawn(_worker, arguments, nprocs=workers)  # type: ignore[no-untyped-call]
+    with TemporaryDirectory() as meeting:  # a file: a port may be another run's
+        place = f"file://{meeting}/workers"
+        arguments = (workers, place, folder, minutes, decay, seed, batch, peak, compiled)
+        spawn(_worker, arguments, nprocs=workers)  # type: ignore[no-untyped-call]
 
 
 def _worker(
     rank: int,
     workers: int,
+    place: str,
     folder: Path,
     minutes: float,
     decay: float,
@@ -92,7 +98,7 @@ def _worker(
     compiled: bool,
 ) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=workers)
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=workers)
     torch.manual_seed(seed)
     unet = build_unet().to(memory_format=torch.channels_last)
     parameters = list(unet.parameters())
@@ -114,8 +120,10 @@ def _worker(
     tokens = scene_tokens(folder)
     alphas = DDPMScheduler(**NOISE_SCHEDULE).alphas_cumprod
 
+    low = bfloat16_is_fast()
+
     def loss_of(x: Tensor, t: Tensor, text: Tensor, target: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
             v = unet(x, t, text).sample
         error: Tensor = (v.float() - target).square().mean((1, 2, 3))
         return error

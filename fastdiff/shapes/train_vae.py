@@ -9,9 +9,10 @@ Left alone, the autoencoder puts six colours almost on a line (distances down to
 deviation), and the network of stage 3 cannot tell red from purple before the noise is nearly gone.
 The noise makes the decoder forgiving: that network never hits a latent exactly.
 
-Training sees 32x32 crops in bfloat16 first (the net is fully convolutional) and whole pictures in
-float32 in the last third.  Afterwards the mean and the standard deviation of each latent channel
-are folded into the two 1x1 convolutions, so that the pipeline's scaling_factor is 1.
+Training sees 32x32 crops first (the net is fully convolutional), in bfloat16 where the CPU has it,
+and whole pictures in float32 in the last third.  Afterwards the mean and the standard deviation of
+each latent channel are folded into the two 1x1 convolutions, so that the pipeline's scaling_factor
+is 1.
 """
 
 import math
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fastdiff.shapes import checkpoint
-from fastdiff.shapes.networks import build_vae
+from fastdiff.shapes.networks import bfloat16_is_fast, build_vae
 from fastdiff.shapes.scenes import (
     Scene,
     held_out,
@@ -58,7 +59,7 @@ def draw_scenes(
     return index, render(layout) * 2 - 1
 
 
-def train(folder: Path, *, minutes: float, seed: int = 0, batch: int = 8) -> AutoencoderKL:
+def train(folder: Path, *, minutes: float, seed: int = 0, batch: int = 8) -> None:
     """Train for so many minutes, on from vae.pt if there is one; it is saved every two minutes."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -79,6 +80,7 @@ def train(folder: Path, *, minutes: float, seed: int = 0, batch: int = 8) -> Aut
         for group in optimizer.param_groups:
             group["lr"] = rate + 1e-5
         crops = share < 0.66
+        low = crops and bfloat16_is_fast()
         if crops:
             picked = pool[torch.randint(len(pool), (4 * batch,))]
             oy, ox = (int(v) for v in torch.randint(0, 33, (2,)))
@@ -86,10 +88,10 @@ def train(folder: Path, *, minutes: float, seed: int = 0, batch: int = 8) -> Aut
         else:
             x = pool[torch.randint(len(pool), (batch,))]
         x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=crops):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
             posterior = vae.encode(x).latent_dist
         z = posterior.mean.float()
-        with torch.autocast("cpu", torch.bfloat16, enabled=crops):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
             out = vae.decode(z + 0.1 * torch.randn_like(z)).sample
         error = out.float() - x
         colour = (z[:, :3] - pooled(x)).square().mean()
@@ -119,7 +121,6 @@ def train(folder: Path, *, minutes: float, seed: int = 0, batch: int = 8) -> Aut
         out = vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
     mae = F.l1_loss(out, x).item() / 2
     checkpoint.log(folder, "vae", step=step, minutes=round(spent, 2), seed=seed, mean_error=mae)
-    return vae
 
 
 def pooled(pictures: Tensor) -> Tensor:
@@ -142,16 +143,23 @@ def whiten(vae: AutoencoderKL, pictures: Tensor) -> None:
 
 
 @torch.no_grad()
-def make_bank(folder: Path, vae: AutoencoderKL, *, count: int, seed: int) -> None:
-    """Encode `count` training pictures: latents (count, 4, 16, 16) fp16 and their scene indices."""
+def make_bank(folder: Path, *, count: int, seed: int) -> None:
+    """Encode `count` training pictures with vae.pt into bank-<seed>.pt: latents (count, 4, 16, 16)
+    fp16 and their indices into training_scenes() (count,).  A bank that is there is kept."""
+    if (folder / f"bank-{seed}.pt").exists():
+        return
+    state = checkpoint.load(folder / "vae.pt")
+    if state is None:
+        raise FileNotFoundError(f"no vae.pt in {folder}; run the stage 'vae' first")
+    vae = build_vae().eval().to(memory_format=torch.channels_last)
+    vae.load_state_dict(state)
     rng = np.random.default_rng(seed)
     latents, scenes = [], []
-    vae = vae.to(memory_format=torch.channels_last)
     for start in tqdm(range(0, count, 64), desc="bank"):
         index, x = draw_scenes(min(64, count - start), rng, jitter=JITTER)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast()):
             z = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
         latents.append(z.contiguous().half())
         scenes.append(torch.from_numpy(index))
-    state = {"latents": torch.cat(latents), "scenes": torch.cat(scenes)}
-    checkpoint.save(folder / f"bank-{seed}.pt", state)
+    bank = {"latents": torch.cat(latents), "scenes": torch.cat(scenes)}
+    checkpoint.save(folder / f"bank-{seed}.pt", bank)
