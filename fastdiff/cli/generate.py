@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.cli import UserError, model, pictures
+from fastdiff.cli import record as records
 from fastdiff.plan import Plan, plan
 from fastdiff.shapes.fingerprint import weights_hash
 
@@ -21,8 +23,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
 
-RECORD = "generate.json"
-SCHEMA = 1
+SEEDS = 2**63  # a generator's seed is a signed 64-bit number
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,7 @@ class Request:
     @staticmethod
     def of_record(path: Path, out: Path) -> Request:
         """The run that a generate.json records, into another folder."""
-        try:
-            record = json.loads(path.read_text())
-            options = dict(record["request"])
-            options["model"] = Path(options["model"]) if options["model"] else None
-            weights = str(record["model"]["sha256"])
-            made = Plan.from_json(json.dumps(record["plan"]))
-            return Request(**{**options, "out": out, "made": made, "weights": weights})
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"--repeat must be a {RECORD} of this program; {error}") from error
+        return Request(**records.read(path), out=out)
 
     def check(self) -> None:
         """Everything that can be said before the networks are loaded."""
@@ -66,6 +59,10 @@ class Request:
         for name, least in (("steps", 1), ("count", 1), ("scale", 1), ("batch", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} must be at least {least}; got {getattr(self, name)}")
+        if self.seed + self.count > SEEDS:
+            raise UserError(
+                f"--seed + --count must be at most 2**63 = {SEEDS}; got {self.seed} + {self.count}"
+            )
 
 
 def run(request: Request) -> None:
@@ -73,30 +70,22 @@ def run(request: Request) -> None:
     request.check()
     folder = request.model or model.built_in()
     steps = _plan(request, folder)
-    _make(request.out)
-    if request.model is None:
-        for prompt in (*request.prompts, request.negative_prompt):
-            if words := model.unknown_words(prompt):
-                known = ", ".join(_known_words())
-                print(
-                    f"warning: the built-in model was never taught {', '.join(map(repr, words))}; "
-                    f"it knows {known}",
-                    file=sys.stderr,
-                )
-    found = weights_hash(folder)
-    if request.weights not in (None, found):
-        print("warning: these weights are not those of the run to repeat", file=sys.stderr)
     pipe = model.load(folder, request.device)
+    found = weights_hash(folder)
     jobs = [(prompt, request.seed + j) for prompt in request.prompts for j in range(request.count)]
-    made = []
-    progress = pictures.progress(-(-len(jobs) // request.batch) * steps.steps)
-    for start in range(0, len(jobs), request.batch):
-        made += _batch(pipe, request, steps, jobs[start : start + request.batch], progress)
-    progress.close()
     names = [f"{i}-{seed}.png" for i, (_, seed) in enumerate(jobs)]
-    pictures.save(made, names, request.out, scale=request.scale, sheet=request.sheet)
+    files = pictures.targets(
+        names, request.out, scale=request.scale, sheet=request.sheet, record=records.NAME
+    )
+    pictures.prepare(files)
+    for warning in _warnings(request, steps, pipe, found):
+        print(f"warning: {warning}", file=sys.stderr)
+    made = []
+    with pictures.progress(-(-len(jobs) // request.batch) * steps.steps) as progress:
+        for start in range(0, len(jobs), request.batch):
+            made += _batch(pipe, request, steps, jobs[start : start + request.batch], progress)
     record = {
-        "schema": SCHEMA,
+        "schema": records.SCHEMA,
         "request": _plain(request),
         "pictures": [
             {"file": name, "prompt": prompt, "seed": seed}
@@ -106,7 +95,31 @@ def run(request: Request) -> None:
         "versions": pictures.versions(),
         "plan": json.loads(steps.to_json()),
     }
-    (request.out / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    pictures.save(made, record, files, request.scale)
+
+
+def _warnings(
+    request: Request, steps: Plan, pipe: StableDiffusionPipeline, found: str
+) -> Iterator[str]:
+    """What will not act as the user may think, one sentence each."""
+    if request.weights not in (None, found):
+        yield "these weights are not those of the run to repeat"
+    prompts = list(dict.fromkeys(request.prompts))
+    if steps.guided:
+        prompts.append(request.negative_prompt)
+    elif request.negative_prompt:
+        yield "--negative-prompt is not used, for there is no guidance; try a --guidance above 1"
+    for prompt in prompts:
+        if request.model is None and (words := model.unknown_words(prompt)):
+            yield (
+                f"the built-in model was never taught {', '.join(map(repr, words))}; "
+                f"it knows {', '.join(_known_words())}"
+            )
+        if rest := model.unread(pipe, prompt):
+            yield (
+                f"the text encoder reads {pipe.tokenizer.model_max_length} tokens; "
+                f"of {prompt!r} it does not see {rest!r}"
+            )
 
 
 def _known_words() -> tuple[str, ...]:
@@ -119,10 +132,7 @@ def _plan(request: Request, folder: Path) -> Plan:
     """The table of the run, with what the model's folder says where the user did not."""
     if request.made is not None:
         return request.made
-    path = folder / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
-        raise UserError(f"--model must be a diffusers folder with a scheduler; got {str(folder)!r}")
-    config = json.loads(path.read_text())
+    config = model.scheduler_config(folder)
     guidance = request.guidance
     if guidance is None:
         guidance = model.default_guidance(folder)
@@ -130,25 +140,13 @@ def _plan(request: Request, folder: Path) -> Plan:
         return plan(
             request.sampler,
             steps=request.steps,
-            noise=model.noise_schedule(config),
+            noise=model.family(folder, config),
             spacing=request.spacing or model.default_spacing(config),
-            prediction=config.get("prediction_type", "epsilon"),
+            prediction=config["prediction_type"],
             guidance=None if guidance == 1 else guidance,
         )
-    except ValueError as error:
+    except (ValueError, ImportError) as error:  # a spacing may need SciPy
         raise UserError(str(error)) from error
-
-
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"--out must be a folder that can be written; {str(out)!r}: {error.strerror}"
-        ) from error
 
 
 def _batch(
