@@ -70,7 +70,16 @@ class Plan:
                     f"{name} must have shape ({length},) for {n} timesteps; "
                     f"got {getattr(self, name).shape}"
                 )
-        for name in ("rows", "timesteps", "alpha", "sigma", "draw"):  # own copies, closed for good
+        self._close()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy or a pickle, whose arrays NumPy makes writable."""
+        self.__dict__.update(state)
+        self._close()
+
+    def _close(self) -> None:
+        """Give the plan arrays of its own, read-only."""
+        for name in ("rows", "timesteps", "alpha", "sigma", "draw"):
             own = getattr(self, name).copy()
             own.setflags(write=False)
             object.__setattr__(self, name, own)
@@ -96,12 +105,19 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
-        Path(path).write_text(self.to_json())
+        Path(path).write_text(self.to_json(), encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path) -> Plan:
-        """Read a plan written by `save`."""
-        return Plan.from_json(Path(path).read_text())
+        """Read a plan written by `save`; a malformed one raises ValueError naming the field."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"path must be a plan as JSON, written by Plan.save; {str(path)!r} is not UTF-8 "
+                f"text: {error.reason} at byte {error.start}"
+            ) from error
+        return Plan.from_json(text)
 
     def to_json(self) -> str:
         """JSON text; numbers keep all digits, infinities are the strings "inf" and "-inf"."""

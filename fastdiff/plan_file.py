@@ -10,7 +10,8 @@
     and whatever else says how it was made: solver, options, noise, spacing, prediction, ..
 
 Numbers keep all digits; an infinite clamp is the string "inf" or "-inf".  What is read is checked,
-for kernels trust it: shapes, finite numbers, ring slots that exist and are written before a read.
+for kernels trust it: shapes, types, finite numbers, clamps with lo <= hi, ring slots that exist
+and are written before a read, and `draw` true on every row that weighs the noise.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.table import HI, LO, check_rings, width
+from fastdiff.table import HI, LO, check_clamps, check_draws, check_rings, width
 
 if TYPE_CHECKING:
     from fastdiff.plan import Plan
 
 Floats = NDArray[np.float64]
 SCHEMA = 1
+BOOLEANS = ("draw", "guided")
+SPECIAL = ("inf", "-inf", "nan")  # numbers that JSON has no word for; NaN to name it in the error
 FIELDS = {  # name -> number of dimensions
     "rows": 3,
     "timesteps": 1,
@@ -55,10 +58,10 @@ def read(text: str) -> dict[str, Any]:
     """The arguments of Plan; a malformed text raises ValueError that names the field."""
     try:
         body = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"a plan must be JSON; {error}") from error
-    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
-        got = body.get("schema") if isinstance(body, dict) else type(body).__name__
+    got = body.get("schema") if isinstance(body, dict) else type(body).__name__
+    if type(got) is not int or got != SCHEMA:  # True == 1
         raise ValueError(
             f"schema of a plan must be {SCHEMA}; got {got!r}. A newer fastdiff may read it"
         )
@@ -78,6 +81,8 @@ def read(text: str) -> dict[str, Any]:
             f"field 'rows' of a plan must have {columns} columns for depths {values['depths']}; "
             f"got {rows.shape[2]}"
         )
+    check_clamps(rows)
+    check_draws(rows, values["draw"], values["depths"])
     for sample in range(rows.shape[1]):
         check_rings(rows[:, sample], values["depths"])
     values["about"] = {k: v for k, v in body.items() if k not in FIELDS and k != "schema"}
@@ -87,9 +92,14 @@ def read(text: str) -> dict[str, Any]:
 def _field(body: dict[str, Any], name: str, ndim: int) -> Floats:
     if name not in body:
         raise ValueError(f"a plan must have the field {name!r}; got {sorted(body)}")
+    raw = np.array(body[name], dtype=object)
+    kind = "true or false" if name in BOOLEANS else "numbers"
+    for item in raw.flat:
+        if not (isinstance(item, bool) if name in BOOLEANS else _is_number(item)):
+            raise ValueError(f"field {name!r} of a plan must hold {kind}; got {item!r:.60}")
     try:
-        value = np.array(body[name], dtype=object).astype(np.float64)
-    except (TypeError, ValueError) as error:
+        value = raw.astype(np.float64)
+    except OverflowError as error:
         raise ValueError(f"field {name!r} of a plan must hold numbers; {error}") from error
     if value.ndim != ndim:
         raise ValueError(f"field {name!r} of a plan must have {ndim} dimensions; got {value.ndim}")
@@ -101,6 +111,12 @@ def _field(body: dict[str, Any], name: str, ndim: int) -> Floats:
     if np.isnan(value).any():
         raise ValueError(f"field {name!r} of a plan must not hold NaN")
     return value
+
+
+def _is_number(item: object) -> bool:
+    if isinstance(item, str):
+        return item in SPECIAL
+    return isinstance(item, (int, float)) and not isinstance(item, bool)
 
 
 def _finite(values: Any) -> Any:

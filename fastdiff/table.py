@@ -240,3 +240,25 @@ def check_rings(rows: Floats, depths: tuple[int, ...], ages: Floats | None = Non
                 )
             if value >= 0:
                 written[int(value)] = (p, j)
+
+
+def check_clamps(rows: Floats) -> None:
+    """Rows (N, B, K) must clamp to an interval with a finite number in it."""
+    low, high = rows[:, :, LO], rows[:, :, HI]
+    for j, b in np.argwhere(~((low <= high) & (low < np.inf) & (high > -np.inf))).tolist():
+        raise ValueError(
+            f"row {j} of the table clamps to lo = {low[j, b]:g}, hi = {high[j, b]:g}; it must be "
+            "lo <= hi, and -inf, inf where the clamp is off"
+        )
+
+
+def check_draws(rows: Floats, draw: NDArray[np.bool_], depths: tuple[int, ...]) -> None:
+    """Rows (N, B, K) may weigh the noise z only where draw (N,) says that it is drawn."""
+    keeps, wide = len(depths), COLUMNS + sum(depths)
+    c = rows[:, :, HEAD : HEAD + (1 + keeps) * wide].reshape(*rows.shape[:2], 1 + keeps, wide)
+    weighs = ((c[..., Z] != 0).any(axis=2) | (rows[:, :, KZ] != 0)).any(axis=1)
+    for j in np.flatnonzero(weighs[: len(draw)] & ~draw[: len(weighs)]).tolist():
+        raise ValueError(
+            f"row {j} of the table weighs the noise z, but draw[{j}] is false; it must be true "
+            "where the weight is not 0"
+        )

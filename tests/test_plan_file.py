@@ -5,12 +5,13 @@ import json
 import pickle
 import re
 
+import numpy as np
 import pytest
 
 import fastdiff
 from fastdiff.registry import SOLVERS
 from fastdiff.schedules import NoiseSchedule
-from fastdiff.table import HEAD
+from fastdiff.table import HEAD, HI, KZ, LO
 
 ARRAYS = ("rows", "timesteps", "alpha", "sigma", "draw")
 NUMBERS = ("depths", "noise_scale", "c_in", "guided", "about")
@@ -94,6 +95,49 @@ def put(value, *path):
         (broken(put("nan", "rows", 1, 0, 4)), "field 'rows' of a plan must not hold NaN"),
         (broken(put([1.0, 2.0], "rows")), "field 'rows' of a plan must have 3 dimensions; got 1"),
         (broken(put([1], "depths")), "field 'rows' of a plan must have 19 columns for depths (1,)"),
+        (broken(put(True, "schema")), "schema of a plan must be 1; got True"),
+        (broken(put(1.0, "schema")), "schema of a plan must be 1; got 1.0"),
+        ("[" * 100_000, "a plan must be JSON"),
+        (broken(put(7, "guided")), "field 'guided' of a plan must hold true or false; got 7"),
+        (broken(put("no", "guided")), "field 'guided' of a plan must hold true or false; got 'no'"),
+        (broken(put(None, "guided")), "field 'guided' of a plan must hold true or false; got None"),
+        (
+            broken(put([5, 0, 0, 0], "draw")),
+            "field 'draw' of a plan must hold true or false; got 5",
+        ),
+        (broken(put(1, "draw", 2)), "field 'draw' of a plan must hold true or false; got 1"),
+        (broken(put(True, "c_in")), "field 'c_in' of a plan must hold numbers; got True"),
+        (
+            broken(put("3.5", "timesteps", 1)),
+            "field 'timesteps' of a plan must hold numbers; got '",
+        ),
+        (broken(put({}, "alpha", 1)), "field 'alpha' of a plan must hold numbers; got {}"),
+        (broken(put(None, "alpha", 1)), "field 'alpha' of a plan must hold numbers; got None"),
+        (broken(put(10**400, "alpha", 1)), "field 'alpha' of a plan must hold numbers; int too"),
+        (
+            broken(put("inf", "rows", 1, 0, LO)),
+            "row 1 of the table clamps to lo = inf, hi = inf; it must be lo <= hi",
+        ),
+        (
+            broken(put("-inf", "rows", 1, 0, HI)),
+            "row 1 of the table clamps to lo = -inf, hi = -inf",
+        ),
+        (
+            broken(lambda b: (put(2.0, "rows", 3, 0, LO)(b), put(1.5, "rows", 3, 0, HI)(b))),
+            "row 3 of the table clamps to lo = 2, hi = 1.5; it must be lo <= hi",
+        ),
+        (
+            broken(put(0.5, "rows", 1, 0, HEAD + 3)),
+            "row 1 of the table weighs the noise z, but draw[1] is false; it must be true",
+        ),
+        (  # in a kept vector
+            broken(put(0.5, "rows", 1, 0, HEAD + 6 + 3)),
+            "row 1 of the table weighs the noise z, but draw[1] is false; it must be true",
+        ),
+        (
+            broken(put(0.5, "rows", 2, 0, KZ)),
+            "row 2 of the table weighs the noise z, but draw[2] is false; it must be true",
+        ),
         (broken(put([1.5], "depths")), "field 'depths' of a plan must hold whole numbers >= 0"),
         (broken(put([-1], "depths")), "field 'depths' of a plan must hold whole numbers >= 0"),
         (broken(put([1.0], "noise_scale")), "field 'noise_scale' of a plan must have 0 dimensions"),
@@ -124,7 +168,47 @@ def test_a_table_made_elsewhere_is_a_plan():
     assert plan.about["trained_on"] == "something"
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
-def test_copies_are_equal(copied):
+def test_a_clamp_to_one_number_and_noise_of_weight_0_are_fine():
+    body = json.loads(fastdiff.plan("euler_a", steps=3).to_json())
+    for column in (LO, HI):
+        body["rows"][1][0][column] = 0.5
+    plan = fastdiff.Plan.from_json(json.dumps(body))
+    assert plan.draw.all()  # also on the last row, where the weight is 0
+    assert plan.rows[2, 0, HEAD + 3] == 0
+
+
+def test_noise_of_one_sample_alone_must_be_drawn():
+    plan = fastdiff.plan("dpmpp_2m", steps=3, guidance=[[1.0, 2.0]])
+    body = json.loads(plan.to_json())
+    body["rows"][1][1][HEAD + 3] = 0.5
+    with pytest.raises(ValueError, match=r"^row 1 of the table weighs the noise z, but draw\[1\]"):
+        fastdiff.Plan.from_json(json.dumps(body))
+    body["draw"][1] = True
+    assert fastdiff.Plan.from_json(json.dumps(body)).draw.tolist() == [False, True, False]
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_bytes(b"{\x93NUMPY")
+    with pytest.raises(ValueError, match=r"^path must be a plan as JSON, .*not UTF-8") as error:
+        fastdiff.Plan.load(path)
+    assert str(path) in str(error.value)
+    assert "at byte 1" in str(error.value)
+
+
+COPIES = [
+    copy.copy,
+    copy.deepcopy,
+    *(lambda p, n=n: pickle.loads(pickle.dumps(p, n)) for n in range(2, 6)),
+]
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_copies_are_equal_and_do_not_change_either(copied):
     plan = fastdiff.plan("dpmpp_2m", steps=5)
-    same(plan, copied(plan))
+    twin = copied(plan)
+    same(plan, twin)
+    for name in ARRAYS:
+        assert not np.shares_memory(getattr(twin, name), getattr(plan, name))
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(twin, name)[0] = 0
