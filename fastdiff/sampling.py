@@ -9,7 +9,7 @@ every step leaves 1.7e-2 relative error after 50 steps, float32 3.8e-3, that of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def sample(
     noise: Tensor,
     plan: Plan,
     *,
-    generator: torch.Generator | list[torch.Generator] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     dtype: torch.dtype | None = None,
     start: Tensor | None = None,
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
@@ -39,34 +39,11 @@ def sample(
     dtype      the network's dtype; noise.dtype if None
     start      (B, *shape) clean sample to start from (image to image: a plan with begin > 0)
     callback   called as callback(i, t, x) after row i with the new sample
+
+    Raises TypeError or ValueError that names the argument, what it got and what would do, also for
+    what denoise returns.
     """
-    if not isinstance(plan, Plan):
-        raise TypeError(
-            f"plan must be a fastdiff.Plan; got {type(plan).__name__}. Make one with fastdiff.plan"
-        )
-    if not isinstance(noise, Tensor):
-        raise TypeError(f"noise must be a tensor (B, *shape); got {type(noise).__name__}")
-    if not noise.is_floating_point() or noise.ndim < 1:
-        raise ValueError(
-            f"noise must be a float tensor (B, *shape); got {noise.dtype} {tuple(noise.shape)}"
-        )
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a float dtype, the network's; got {dtype}")
-    if isinstance(generator, (list, tuple)) and len(generator) != noise.shape[0]:
-        raise ValueError(
-            f"generator must be one, or a list of one per sample of the batch, {noise.shape[0]}; "
-            f"got {len(generator)}"
-        )
-    per_sample = plan.rows.shape[1]
-    if per_sample not in (1, noise.shape[0]):
-        raise ValueError(
-            f"noise must have a batch of {per_sample}, as the plan's guidance has; "
-            f"got {noise.shape[0]}"
-        )
-    if start is not None and start.shape != noise.shape:
-        raise ValueError(
-            f"start must have the shape of noise, {tuple(noise.shape)}; got {tuple(start.shape)}"
-        )
+    _check(denoise, noise, plan, generator, dtype, start, callback)
     wide = torch.float64 if noise.dtype == torch.float64 else torch.float32
     dtype = noise.dtype if dtype is None else dtype
     table = plan.to(noise.device, wide)
@@ -112,37 +89,112 @@ def sample(
     return x
 
 
-def _outputs(
-    out: Tensor | tuple[Tensor, Tensor], guided: bool, x: Tensor
-) -> tuple[Tensor | None, Tensor]:
-    """(uncond or None, cond), checked: the network may have changed its mind about the shape."""
-    uncond: Tensor | None
-    if guided:
-        if not isinstance(out, (tuple, list)) or len(out) != 2:
+def _check(
+    denoise: object,
+    noise: object,
+    plan: object,
+    generator: object,
+    dtype: object,
+    start: object,
+    callback: object,
+) -> None:
+    """Refuse what would fail, or quietly do something else, further down."""
+    if not callable(denoise):
+        raise TypeError(
+            f"denoise must be a function denoise(x, t), the network; got {type(denoise).__name__}"
+        )
+    if not isinstance(plan, Plan):
+        raise TypeError(
+            f"plan must be a fastdiff.Plan; got {type(plan).__name__}. Make one with fastdiff.plan"
+        )
+    if not isinstance(noise, Tensor):
+        raise TypeError(f"noise must be a tensor (B, *shape); got {type(noise).__name__}")
+    if not noise.is_floating_point() or noise.ndim < 1:
+        raise ValueError(
+            f"noise must be a float tensor (B, *shape); got {noise.dtype} {tuple(noise.shape)}"
+        )
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype, such as torch.float16; got {dtype!r}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a float dtype, the network's; got {dtype}")
+    listed = isinstance(generator, (list, tuple))
+    for one in generator if isinstance(generator, (list, tuple)) else (generator,):
+        if not isinstance(one, torch.Generator) and (listed or one is not None):
             raise TypeError(
-                "denoise must return (uncond, cond), since the plan has guidance; got "
-                f"{type(out).__name__}. Return both, or make the plan with guidance=None"
+                f"generator must be a torch.Generator, or a list of one per sample; got "
+                f"{'a list with ' if listed else ''}{type(one).__name__}. Make one with "
+                "torch.Generator().manual_seed(..)"
             )
-        uncond, cond = out
-    else:
+    if isinstance(generator, (list, tuple)) and len(generator) != noise.shape[0]:
+        raise ValueError(
+            f"generator must be one, or a list of one per sample of the batch, {noise.shape[0]}; "
+            f"got {len(generator)}"
+        )
+    per_sample = plan.rows.shape[1]
+    if per_sample not in (1, noise.shape[0]):
+        raise ValueError(
+            f"noise must have a batch of {per_sample}, as the plan's guidance has; "
+            f"got {noise.shape[0]}"
+        )
+    if start is not None and not isinstance(start, Tensor):
+        raise TypeError(f"start must be a tensor like noise; got {type(start).__name__}")
+    if start is not None and start.shape != noise.shape:
+        raise ValueError(
+            f"start must have the shape of noise, {tuple(noise.shape)}; got {tuple(start.shape)}"
+        )
+    if start is not None and not (start.is_floating_point() and start.device == noise.device):
+        raise ValueError(
+            f"start must be a float tensor on the device of noise, {noise.device}; got "
+            f"{start.dtype} on {start.device}"
+        )
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"callback must be a function callback(i, t, x); got {type(callback).__name__}"
+        )
+
+
+def _outputs(out: object, guided: bool, x: Tensor) -> tuple[Tensor | None, Tensor]:
+    """(uncond or None, cond), checked: the network may have changed its mind about the shape."""
+    if not guided:
         if not isinstance(out, Tensor):
             raise TypeError(
                 f"denoise must return a tensor; got {type(out).__name__}. For (uncond, cond) make "
                 "the plan with guidance=..."
             )
-        uncond, cond = None, out
-    for name, value in (("uncond", uncond), ("cond", cond)):
-        if value is not None and value.shape != x.shape:
-            raise ValueError(
-                f"denoise must return {name} of the sample's shape {tuple(x.shape)}; "
-                f"got {tuple(value.shape)}"
-            )
-    return uncond, cond
+        return None, _output(out, "a tensor", x)
+    if not isinstance(out, (tuple, list)) or len(out) != 2:
+        raise TypeError(
+            "denoise must return (uncond, cond), since the plan has guidance; got "
+            f"{type(out).__name__}. Return both, or make the plan with guidance=None"
+        )
+    return _output(out[0], "uncond", x), _output(out[1], "cond", x)
 
 
-def _draw(x: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+def _output(value: object, name: str, x: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"denoise must return {name} as a tensor, since the plan has guidance; got "
+            f"{type(value).__name__}. Return (uncond, cond), or make the plan with guidance=None"
+        )
+    if value.shape != x.shape:
+        raise ValueError(
+            f"denoise must return {name} of the sample's shape {tuple(x.shape)}; "
+            f"got {tuple(value.shape)}"
+        )
+    if not value.is_floating_point():
+        raise TypeError(f"denoise must return {name} of a float dtype; got {value.dtype}")
+    if value.device != x.device:
+        raise ValueError(
+            f"denoise must return {name} on the sample's device, {x.device}; got {value.device}"
+        )
+    return value
+
+
+def _draw(x: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
     """Unit normal noise like x, float32; on the generator's device first, as diffusers does."""
     from diffusers.utils.torch_utils import randn_tensor
 
+    if isinstance(generator, Sequence):
+        generator = list(generator)
     drawn: Tensor = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return drawn

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,72 @@ PLAN = {"solver": "dpmpp_2m", "steps": 3}
             "dtype must be a float dtype, the network's; got torch",
         ),
         (
+            TypeError,
+            {"dtype": "float16"},
+            "dtype must be a torch.dtype, such as torch.float16; got '",
+        ),
+        (
+            TypeError,
+            {"generator": 3},
+            "generator must be a torch.Generator, or a list of one per sample; got int. Make one",
+        ),
+        (
+            TypeError,
+            {"generator": [1, 2]},
+            "generator must be a torch.Generator, or a list of one per sample; got a list with int",
+        ),
+        (
+            TypeError,
+            {"generator": [seeded(), None]},
+            "generator must be a torch.Generator, or a list of one per sample; got a list with N",
+        ),
+        (
+            TypeError,
+            {"start": np.ones((2, 3))},
+            "start must be a tensor like noise; got ndarray",
+        ),
+        (
+            ValueError,
+            {"start": torch.ones(2, 3).int()},
+            "start must be a float tensor on the device of noise, cpu; got torch.int32 on cpu",
+        ),
+        (
+            ValueError,
+            {"start": torch.ones(2, 3, device="meta")},
+            "start must be a float tensor on the device of noise, cpu; got torch.float32 on meta",
+        ),
+        (TypeError, {"callback": 3}, "callback must be a function callback(i, t, x); got int"),
+        (
+            TypeError,
+            {"denoise": None},
+            "denoise must be a function denoise(x, t), the network; got NoneType",
+        ),
+        (
+            TypeError,
+            {"denoise": lambda x, t: x.long()},
+            "denoise must return a tensor of a float dtype; got torch.int64",
+        ),
+        (
+            ValueError,
+            {"denoise": lambda x, t: x.to("meta")},
+            "denoise must return a tensor on the sample's device, cpu; got meta",
+        ),
+        (
+            TypeError,
+            {"denoise": lambda x, t: (x, None), "plan": fastdiff.plan(**PLAN, guidance=2.0)},
+            "denoise must return cond as a tensor, since the plan has guidance; got NoneType",
+        ),
+        (
+            TypeError,
+            {"denoise": lambda x, t: (None, x), "plan": fastdiff.plan(**PLAN, guidance=2.0)},
+            "denoise must return uncond as a tensor, since the plan has guidance; got NoneType",
+        ),
+        (
+            TypeError,
+            {"denoise": lambda x, t: (x, x.int()), "plan": fastdiff.plan(**PLAN, guidance=2.0)},
+            "denoise must return cond of a float dtype; got torch.int32",
+        ),
+        (
             ValueError,
             {"generator": [seeded()]},
             "generator must be one, or a list of one per sample of the batch, 2; got 1",
@@ -40,7 +107,7 @@ PLAN = {"solver": "dpmpp_2m", "steps": 3}
         (
             ValueError,
             {"denoise": lambda x, t: x[:1]},
-            "denoise must return cond of the sample's shape (2, 3); got (1, 3)",
+            "denoise must return a tensor of the sample's shape (2, 3); got (1, 3)",
         ),
         (
             TypeError,
@@ -82,3 +149,25 @@ def test_wrong_arguments(error, change, message):
         fastdiff.sample(
             arguments.pop("denoise"), arguments.pop("noise"), arguments.pop("plan"), **arguments
         )
+
+
+def test_a_network_is_not_called_with_wrong_arguments():
+    called = []
+    for change in ({"generator": 3}, {"dtype": "float16"}, {"callback": 3}, {"start": [1.0]}):
+        with pytest.raises(TypeError):
+            fastdiff.sample(
+                lambda x, t: called.append(t) or x,
+                torch.ones(2, 3),
+                fastdiff.plan(**PLAN),
+                **change,
+            )
+    assert not called
+
+
+def test_a_tuple_of_generators_is_a_list():
+    plan = fastdiff.plan("euler_a", steps=3)
+    runs = [
+        fastdiff.sample(wave, torch.ones(2, 3), plan, generator=kind([seeded(1), seeded(2)]))
+        for kind in (list, tuple)
+    ]
+    assert torch.equal(*runs)
