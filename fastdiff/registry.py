@@ -52,6 +52,7 @@ _DPM = "DPMSolverMultistepScheduler"
 _FINAL = {"lower_order_final": True, "euler_at_final": False}
 _TYPE = {"solver_type": "midpoint", **_FINAL}
 _SDE = {"eta": 1.0, "s_noise": 1.0}
+_DATA = {"algorithm_type": "dpmsolver++"}
 _NOISE = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
 _SDEPP = {"algorithm_type": "sde-dpmsolver++"}
 
@@ -111,9 +112,9 @@ _ROWS = (
         scheduler=("EulerAncestralDiscreteScheduler", {}),
         aliases=("euler_ancestral", "Euler a", "k_euler_a"),
     ),
-    _dpm("dpmpp_1", 1, {}),
-    _dpm("dpmpp_2m", 2, {}, "DPM++ 2M", "k_dpmpp_2m"),
-    _dpm("dpmpp_3m", 3, {}, "DPM++ 3M"),
+    _dpm("dpmpp_1", 1, _DATA),
+    _dpm("dpmpp_2m", 2, _DATA, "DPM++ 2M", "k_dpmpp_2m"),
+    _dpm("dpmpp_3m", 3, _DATA, "DPM++ 3M"),
     _dpm("dpmpp_sde_1", 1, _SDEPP),
     _dpm("dpmpp_2m_sde", 2, _SDEPP, "DPM++ 2M SDE", "k_dpmpp_2m_sde"),
     _dpm("dpmpp_3m_sde", 3, _SDEPP, "DPM++ 3M SDE", "k_dpmpp_3m_sde"),

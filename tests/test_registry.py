@@ -1,6 +1,8 @@
 """The one list of solvers."""
 
 import inspect
+import json
+import re
 
 import diffusers
 import pytest
@@ -82,3 +84,122 @@ def test_a_wrong_name_lists_the_right_ones_and_guesses(wrong, hint):
 def test_no_guess_where_nothing_is_near(wrong):
     with pytest.raises(ValueError, match=r"solver must be one of .*; got .*\.$"):
         find(wrong)
+
+
+# fastdiff.sampler: a scheduler by its name in that list
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda row: row.name)
+def test_a_sampler_is_the_class_and_config_of_its_row(solver):
+    name, config = solver.scheduler
+    made = fastdiff.sampler(solver.name, beta_end=0.013)
+    assert type(made) is getattr(fastdiff, name)
+    want = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.013, **config}
+    assert {key: made.config[key] for key in want} == want
+
+
+@pytest.mark.parametrize(
+    ("spacing", "flags"),
+    [
+        ("karras", {"use_karras_sigmas": True, "use_beta_sigmas": False}),
+        ("beta", {"use_karras_sigmas": False, "use_beta_sigmas": True}),
+        ("trailing", {"use_karras_sigmas": False, "timestep_spacing": "trailing"}),
+    ],
+)
+def test_the_spacing_of_a_sampler(spacing, flags):
+    for name in ("dpmpp_2m", "euler"):
+        made = fastdiff.sampler(
+            name, spacing=spacing, **flags
+        )  # saying it twice is no contradiction
+        assert {key: made.config[key] for key in flags} == flags
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "dpmpp_2m",
+            {"solver_order": 3},
+            "solver_order must be 2 for 'dpmpp_2m'; got 3. Samplers with 3: dpmpp_3m, dpmpp_3m_sde",
+        ),
+        (
+            "dpmpp_2m",
+            {"algorithm_type": "sde-dpmsolver++"},
+            "algorithm_type must be 'dpmsolver++' for 'dpmpp_2m'; got 'sde-dpmsolver++'. "
+            "Samplers with 'sde-dpmsolver++': dpmpp_sde_1, dpmpp_2m_sde, dpmpp_3m_sde",
+        ),
+        (
+            "DPM++ 2M SDE",
+            {"algorithm_type": "dpmsolver++"},
+            "algorithm_type must be 'sde-dpmsolver++' for 'dpmpp_2m_sde'; got 'dpmsolver++'",
+        ),
+        (
+            "dpmsolver_2m",
+            {"final_sigmas_type": "zero"},
+            "final_sigmas_type must be 'sigma_min' for 'dpmsolver_2m'; got 'zero'. Leave it out",
+        ),
+        (  # which diffusers' class turns into another one
+            "dpmpp_2m",
+            {"solver_type": "bh2"},
+            "solver_type must be 'midpoint' for 'dpmpp_2m'; got 'bh2'. Leave it out",
+        ),
+        (
+            "dpmpp_2m",
+            {"spacing": "karras", "use_karras_sigmas": False},
+            "use_karras_sigmas must be True beside spacing='karras'; got False. Give one of them",
+        ),
+        (
+            "euler",
+            {"spacing": "karras", "timestep_spacing": "trailing"},
+            "timestep_spacing must be 'linspace' beside spacing='karras'; got 'trailing'",
+        ),
+        (
+            "ddim",
+            {"solver_order": 2},
+            "solver_order: no option of DDIMScheduler; it takes beta_end",
+        ),
+        ("ddim", {"eta": 1.0}, "eta: no option of DDIMScheduler; it takes beta_end, beta_schedule"),
+        ("ddim", {"_order": 2}, "_order: no option of DDIMScheduler; it takes beta_end"),
+        ("euler", {"spacing": "lu"}, "spacing of 'euler' must be one of karras, exponential, beta"),
+        ("euler", {"spacing": ["beta"]}, "spacing of 'euler' must be one of karras, exponential"),
+    ],
+)
+def test_an_option_of_a_sampler_acts_or_is_refused(name, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fastdiff.sampler(name, **options)
+
+
+def test_self_is_no_option_of_a_sampler():
+    for option in ({"order": 3}, {"self": 3}):
+        with pytest.raises(ValueError, match=r"no option of EulerDiscreteScheduler") as error:
+            fastdiff.sampler("euler", **option)
+        assert "self" not in str(error.value).partition("it takes")[2]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "dpmsolver_2m", "ddim"])
+@pytest.mark.parametrize(
+    "source",
+    ["DPMSolverMultistepScheduler", "PNDMScheduler", "UniPCMultistepScheduler", "DDPMScheduler"],
+)
+def test_the_name_replaces_what_it_stands_for_in_a_whole_config(source, name, saved):
+    given = {"beta_end": 0.013, "prediction_type": "v_prediction"}
+    if source == "DPMSolverMultistepScheduler":
+        given |= {"solver_order": 1, "algorithm_type": "sde-dpmsolver++", "use_beta_sigmas": True}
+    config = getattr(diffusers, source)(**given).config
+    if saved:
+        config = json.loads(json.dumps({"_class_name": source, **{k: config[k] for k in given}}))
+    made = fastdiff.sampler(name, **config)
+    want = {"beta_end": 0.013, "prediction_type": "v_prediction", **find(name).scheduler[1]}
+    assert {key: made.config[key] for key in want} == want
+    if name != "ddim":
+        assert ("sde" in made.config.algorithm_type) == ("sde" in name)
+        made = fastdiff.sampler(name, spacing="karras", **config)
+        assert made.config.use_karras_sigmas
+        assert not made.config.use_beta_sigmas
+
+
+def test_a_misspelt_option_beside_a_whole_config_is_refused():
+    config = diffusers.PNDMScheduler().config
+    with pytest.raises(ValueError, match=r"^beta_edn: no option of DDIMScheduler; it takes beta_e"):
+        fastdiff.sampler("ddim", **config, beta_edn=0.013)

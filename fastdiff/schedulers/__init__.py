@@ -46,21 +46,28 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
 
     spacing  karras, exponential, beta, lu, linspace, leading, trailing; the class's default if None
     config   anything else of the class's config; Stable Diffusion's betas unless given.  To keep a
-             model's own: sampler(name, **pipe.scheduler.config)
+             model's own, give the whole of it: sampler(name, **pipe.scheduler.config)
+
+    Of a whole config (told by its _class_name or _use_default_values; of a class here, or PNDM,
+    DEIS, UniPC and their like) the class takes what it knows; name and spacing replace the rest.
+    An option given by itself must act: one that the class does not know, or that name or spacing
+    contradicts, raises ValueError.
     """
     solver = find(name)
     class_name, preset = solver.scheduler
     chosen = next(c for c in CLASSES if c.__name__ == class_name)
-    known = set(chosen._get_init_keys(chosen))
-    values = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    values |= {k: v for k, v in config.items() if k in known} | dict(preset)
-    if unknown := {k for k in config if k not in known and not k.startswith("_")} - _foreign():
+    known = _options(chosen)
+    whole = not _WHOLE.isdisjoint(config)
+    foreign = {k for k in config if k.startswith("_")} | _foreign() if whole else set()
+    if unknown := config.keys() - known - foreign:
         raise ValueError(
             f"{', '.join(sorted(unknown))}: no option of {class_name}; it takes "
             f"{', '.join(sorted(known))}"
         )
+    values = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    values |= {k: v for k, v in config.items() if k in known} | dict(preset)
     if spacing is not None:
-        flags = _SPACING_CONFIG.get(spacing)
+        flags = _SPACING_CONFIG.get(spacing) if isinstance(spacing, str) else None
         if flags is None or not flags.keys() <= known:
             fits = [s for s, f in _SPACING_CONFIG.items() if f.keys() <= known]
             raise ValueError(
@@ -71,12 +78,33 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
         values |= flags
     if class_name in ("DDIMScheduler", "DDPMScheduler"):
         values.setdefault("clip_sample", False)  # latents are not bounded by 1
-    return chosen(**values)
+    made = chosen(**values)
+    for option in () if whole else config:
+        value, got = made.config[option], config[option]
+        if value is got or value == got:  # the very object, where it is an array
+            continue
+        if option in preset or spacing is None:
+            has = [s.name for s in SOLVERS.values() if s.scheduler[1].get(option) == got]
+            hint = f"Samplers with {got!r}: {', '.join(has)}" if has else "Leave it out"
+            raise ValueError(f"{option} must be {value!r} for {solver.name!r}; got {got!r}. {hint}")
+        raise ValueError(
+            f"{option} must be {value!r} beside spacing={spacing!r}; got {got!r}. Give one of them"
+        )
+    return made
+
+
+_WHOLE = {"_class_name", "_use_default_values"}  # keys that only a scheduler's own config has
+
+
+def _options(cls: type[SchedulerMixin]) -> set[str]:
+    """Names of a class's options."""
+    return set(cls._get_init_keys(cls)) - {"self"}
 
 
 def _foreign() -> set[str]:
-    """Config keys of the other classes: a pipeline's config carries them along."""
-    return {key for c in CLASSES for key in c._get_init_keys(c)} | {"skip_prk_steps"}
+    """Config keys of other classes: a pipeline's config carries them along."""
+    pndm, unipc = {"skip_prk_steps"}, {"solver_p", "predict_x0", "disable_corrector"}
+    return {key for c in CLASSES for key in _options(c)} | pndm | unipc | {"shift_terminal"}
 
 
 __all__ = [
