@@ -38,11 +38,14 @@ def load(folder: Path, device: str) -> "StableDiffusionPipeline":
     if kind != "StableDiffusionPipeline":
         raise UserError(f"--model must hold a StableDiffusionPipeline; {str(folder)!r} is a {kind}")
 
+    from transformers.utils import logging as transformers_logging
+
+    # importing pipelines warns of image processors without torchvision: nobody asked for those
+    transformers_logging.set_verbosity_error()
     import torch
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import is_accelerate_available
     from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
 
     for library in (diffusers_logging, transformers_logging):  # one progress bar is enough
         library.disable_progress_bar()
