@@ -28,6 +28,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--vae-minutes", type=float, default=8.5)
     parser.add_argument("--bank", type=int, default=60_000, help="pictures encoded for stage unet")
+    parser.add_argument(
+        "--one-object-share", type=float, default=0.15, help="of the pictures of the bank"
+    )
     parser.add_argument("--text-steps", type=int, default=600)
     parser.add_argument("--minutes", type=float, default=100.0, help="of stage unet, this time")
     parser.add_argument(
@@ -60,7 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     if options.stage in ("vae", "all"):
         train_vae.train(folder, minutes=options.vae_minutes, seed=seed)
     if options.stage in ("bank", "all", "more"):
-        train_vae.make_bank(folder, count=options.bank, seed=seed + 1)
+        share = options.one_object_share
+        train_vae.make_bank(folder, count=options.bank, seed=seed + 1, single_share=share)
     if options.stage in ("text", "all"):
         text.train(folder, steps=options.text_steps, seed=seed)
     if options.stage in ("unet", "all", "more"):

@@ -49,11 +49,15 @@ def training_scenes() -> list[Scene]:
 
 
 def draw_scenes(
-    count: int, rng: np.random.Generator, *, jitter: float | None = None
+    count: int,
+    rng: np.random.Generator,
+    *,
+    jitter: float | None = None,
+    single_share: float = ONE_OBJECT_SHARE,
 ) -> tuple[np.ndarray, Tensor]:
     """Indices into training_scenes() and pictures (count, 3, 64, 64) in -1..1."""
     scenes, ones = training_scenes(), len(one_object_scenes())
-    single = rng.random(count) < ONE_OBJECT_SHARE
+    single = rng.random(count) < single_share
     index = np.where(single, rng.integers(0, ones, count), rng.integers(ones, len(scenes), count))
     layout = place([scenes[i] for i in index], rng, radii=RADII, margin=MARGIN, jitter=jitter)
     return index, render(layout) * 2 - 1
@@ -143,7 +147,9 @@ def whiten(vae: AutoencoderKL, pictures: Tensor) -> None:
 
 
 @torch.no_grad()
-def make_bank(folder: Path, *, count: int, seed: int) -> None:
+def make_bank(
+    folder: Path, *, count: int, seed: int, single_share: float = ONE_OBJECT_SHARE
+) -> None:
     """Encode `count` training pictures with vae.pt into bank-<seed>.pt: latents (count, 4, 16, 16)
     fp16 and their indices into training_scenes() (count,).  A bank that is there is kept."""
     if (folder / f"bank-{seed}.pt").exists():
@@ -156,7 +162,9 @@ def make_bank(folder: Path, *, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     latents, scenes = [], []
     for start in tqdm(range(0, count, 64), desc="bank"):
-        index, x = draw_scenes(min(64, count - start), rng, jitter=JITTER)
+        index, x = draw_scenes(
+            min(64, count - start), rng, jitter=JITTER, single_share=single_share
+        )
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast()):
             z = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
         latents.append(z.contiguous().half())
