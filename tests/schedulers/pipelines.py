@@ -63,10 +63,18 @@ def pipeline(scheduler: Any, kind: str = "txt2img", parts: dict[str, Any] | None
     return pipe
 
 
-def picture(seed: int) -> Image.Image:
+def picture(seed: int, side: int = SIDE) -> Image.Image:
     g = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(3, 4, 4, generator=g).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    return Image.fromarray((coarse * 255).byte().permute(1, 2, 0).numpy())
+    coarse = torch.rand(3, 4, 4, generator=g)
+    fine = coarse.repeat_interleave(side // 4, 1).repeat_interleave(side // 4, 2)
+    return Image.fromarray((fine * 255).byte().permute(1, 2, 0).numpy())
+
+
+def mask(side: int = SIDE) -> Image.Image:
+    """White where an inpainting pipeline is to draw: a quarter of the picture."""
+    values = torch.zeros(side, side, dtype=torch.uint8)
+    values[side // 4 : 3 * side // 4, side // 8 : 5 * side // 8] = 255
+    return Image.fromarray(values.numpy())
 
 
 def inputs(kind: str, steps: int = 8, seed: int = 0, **more: Any) -> dict[str, Any]:
@@ -87,7 +95,5 @@ def inputs(kind: str, steps: int = 8, seed: int = 0, **more: Any) -> dict[str, A
     else:
         given |= {"image": picture(1), "strength": 0.7}
     if kind == "inpaint":
-        mask = torch.zeros(SIDE, SIDE, dtype=torch.uint8)
-        mask[8:24, 4:20] = 255
-        given |= {"mask_image": Image.fromarray(mask.numpy()), "height": SIDE, "width": SIDE}
+        given |= {"mask_image": mask(), "height": SIDE, "width": SIDE}
     return given | more

@@ -16,7 +16,7 @@ from diffusers import StableDiffusionPipeline
 import fastdiff
 
 from .classes import NAMES, SD, both, counted, ours, stock
-from .pipelines import KINDS, inputs, networks, pipeline
+from .pipelines import KINDS, inputs, mask, networks, picture, pipeline
 
 DPM, DDIM, EULER, EULER_A, DDPM = NAMES
 CONFIGS = {
@@ -109,12 +109,23 @@ def test_custom_timesteps_and_sigmas_reach_the_scheduler(parts):
     assert pipe.scheduler.sigmas.tolist() == pytest.approx([10.0, 3.0, 1.0, 0.2, 0.0])
 
 
-@pytest.mark.skipif(not BUILT_IN.is_dir(), reason="the built-in model's weights are not there")
-@pytest.mark.parametrize("name", NAMES)
-def test_the_built_in_model_draws_the_same(name):
+@pytest.fixture(scope="module")
+def built_in():
     pipe = StableDiffusionPipeline.from_pretrained(BUILT_IN, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    config, pictures = pipe.scheduler.config, []
+    made = {kind: cls.from_pipe(pipe) for kind, cls in KINDS.items()}
+    for one in made.values():
+        one.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_built_in_model_draws_the_same(built_in, name, kind):
+    pipe, pictures = built_in[kind], []
+    config = pipe.scheduler.config
+    call = {} if kind == "txt2img" else {"image": picture(1, 64), "strength": 0.7}
+    if kind == "inpaint":
+        call |= {"mask_image": mask(64), "height": 64, "width": 64}
     for cls in (ours(name), stock(name)):
         pipe.scheduler = cls.from_config(config)
         pictures.append(
@@ -123,6 +134,7 @@ def test_the_built_in_model_draws_the_same(name):
                 num_inference_steps=10,
                 generator=[torch.Generator().manual_seed(j) for j in range(2)],
                 output_type="np",
+                **call,
             ).images
         )
     assert_same_pictures(*pictures)
