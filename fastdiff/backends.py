@@ -6,6 +6,7 @@ PREFERENCE that can run tensors of a given key.  Nothing is probed before an op 
 
 import functools
 import json
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -116,13 +117,27 @@ def why_not(op: str, backend: str, key: Key) -> str | None:
 
 
 def _not_on_this_machine(backend: str) -> str | None:
-    if backend == "cpu" and find_spec("fastdiff._C") is None:
-        return f"the native extension is missing: {build_info()['reason']}"
+    if backend == "cpu":
+        return why_no_native()
     if backend in ("cuda", "triton"):
         if not torch.cuda.is_available():
             return "torch sees no CUDA device (torch.cuda.is_available() is False)"
         if backend == "triton" and find_spec("triton") is None:
             return "Triton is not installed (pip install triton; Linux only)"
+    return None
+
+
+@functools.cache
+def why_no_native() -> str | None:
+    """Why fastdiff._C is not there or does not load; None if it does.  Imported here, once."""
+    try:
+        import_module("fastdiff._C")
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "fastdiff._C":
+            version = platform.python_version()
+            reason = build_info()["reason"] or f"it was not built for Python {version}"
+            return f"the native extension is missing: {reason}"
+        return f"the native extension does not load: {type(error).__name__}: {error}"
     return None
 
 

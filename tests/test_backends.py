@@ -1,8 +1,12 @@
 """Which backend runs an op, and what is said when one cannot."""
 
+import os
+import shutil
 import subprocess
 import sys
 import threading
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,12 +125,10 @@ def test_what_records_needs_the_reference_too():
     ]
 
 
-def test_without_the_extension_the_reference_runs_and_the_reason_is_given(tmp_path):
+def test_without_the_extension_the_reference_runs_and_the_reason_is_given():
     """The package as it lies after an install without a compiler: no _C, and a record of why."""
     program = (
-        "import sys; sys.modules['fastdiff._C'] = None\n"
-        "import importlib.util as u, torch; find = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name == 'fastdiff._C' else find(name, *a)\n"
+        "import sys, torch; sys.modules['fastdiff._C'] = None\n"
         "from fastdiff import backends; from fastdiff.ops.affine_step import affine_step\n"
         "backends.build_info = lambda: {'native': False, 'reason': 'no C++ compiler was found'}\n"
         "key = backends.Key('cpu', torch.float32)\n"
@@ -142,4 +144,46 @@ def test_without_the_extension_the_reference_runs_and_the_reason_is_given(tmp_pa
     assert second == "[0.5, 0.5]"
     text = "\n".join(rest)
     assert "missing: no C++ compiler was found. A step runs as PyTorch operators" in text
+    assert "op affine_step on cpu: reference" in text
+
+
+def test_an_extension_that_does_not_load_is_not_chosen(tmp_path):
+    """A file that is no shared library lies where the extension belongs, and was once built."""
+    package = tmp_path / "fastdiff"
+    ignored = shutil.ignore_patterns("__pycache__", "_C*", "weights")
+    shutil.copytree(Path(fastdiff.__file__).parent, package, ignore=ignored)
+    (package / f"_C{EXTENSION_SUFFIXES[0]}").write_text("not a shared library")
+    (package / "_build_info.json").write_text('{"native": true, "reason": null}')
+    program = (  # an editable install of the checkout must not help out
+        "import sys; editable = lambda f: '__editable__' in getattr(f, '__module__', '')\n"
+        "sys.meta_path = [f for f in sys.meta_path if not editable(f)]\n"
+        "import fastdiff, torch; from fastdiff import backends; import fastdiff.ops.affine_step\n"
+        "key = backends.Key('cpu', torch.float32)\n"
+        "print(backends.chosen('affine_step', key), backends.why_not('affine_step', 'cpu', key))\n"
+        "noise, none = torch.ones(1, 2), lambda x, t: torch.zeros_like(x)\n"
+        "print(fastdiff.sample(none, noise, fastdiff.plan('ddim', steps=2)).isfinite().tolist())\n"
+        "scheduler = fastdiff.DDIMScheduler(); scheduler.set_timesteps(2)\n"
+        "x = scheduler.step(noise, int(scheduler.timesteps[0]), noise).prev_sample\n"
+        "print(x.isfinite().tolist())\n"
+        "try: fastdiff.use_backend('cpu').__enter__()\n"
+        "except backends.BackendError as error: print(error)\n"
+        "from fastdiff.cli.info import print_info; print_info()\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    reason = "the native extension does not load: ImportError: "
+    first, second, third, fourth, *rest = run.stdout.splitlines()
+    assert first.startswith(f"reference {reason}")
+    assert str(package) in first
+    assert second == third == "[[True, True]]"
+    assert fourth.startswith(f"backend 'cpu' cannot run here: {reason}")
+    text = "\n".join(rest)
+    assert f"  {reason}" in text
+    assert "A step runs as PyTorch operators" in text
     assert "op affine_step on cpu: reference" in text

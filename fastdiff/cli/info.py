@@ -52,13 +52,12 @@ def _version(package: str) -> str | None:
 def _native() -> dict[str, Any]:
     """The extension as it was built and as it runs, or what its absence costs."""
     info = backends.build_info()
-    try:
-        from fastdiff import _C
-    except ImportError as error:
-        reason = info.get("reason") or f"fastdiff._C does not load: {error}"
+    if reason := backends.why_no_native():
         cost = "A step runs as PyTorch operators: the same numbers, about ten times slower"
-        remedy = "install a C++ compiler (g++ or clang++) and then fastdiff again"
+        remedy = "see that there is a C++ compiler (g++ or clang++) and install fastdiff again"
         return info | {"native": False, "reason": f"{reason}. {cost}. To mend it, {remedy}"}
+    from fastdiff import _C
+
     return info | {"native": True, "reason": None, "isa": _C.isa(), "isas": _C.isas()}
 
 
@@ -123,7 +122,7 @@ def _text(info: dict[str, Any]) -> str:
         cuda = native.get("nvcc") or "no: there are no CUDA sources, GPU ops run on Triton"
         lines += [f"  CUDA kernels         {cuda}"]
     else:
-        lines += [f"  missing: {native['reason']}"]
+        lines += [f"  {native['reason']}"]
     policy = cpu["wait_policy"] or "not set"
     lines += ["", f"CPU  {cpu['name']}, {cpu['cores']} cores, {' '.join(cpu['features'])}"]
     lines += [f"  threads              {cpu['threads']} (OMP_WAIT_POLICY {policy})"]
