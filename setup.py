@@ -6,13 +6,15 @@ compiled once per instruction set into a namespace of its own; csrc/isa.h choose
 the extension is loaded.  Without a C++ compiler the package installs as pure Python, and
 fastdiff/_build_info.json, which `fastdiff info` prints, says so.
 
-Environment: CXX (compiler), FASTDIFF_CUDA = 0 (never), 1 (must) or unset (when nvcc and .cu files
-are there), FASTDIFF_CUDA_ARCHS (default 80;86;89;90a;100a;120a), CUDA_HOME.
+Environment: CXX (compiler; a wrapper and arguments may stand with it: "ccache g++ -m64"),
+FASTDIFF_CUDA = 0 (never), 1 (must) or unset (when nvcc and .cu files are there),
+FASTDIFF_CUDA_ARCHS (default 80;86;89;90a;100a;120a), CUDA_HOME.
 """
 
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,11 +37,16 @@ FLAGS += " -fno-trapping-math -fno-math-errno"
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler: $CXX if set, else the first of g++, clang++, c++ on the PATH."""
-    for name in [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]:
+def find_compiler() -> list[str] | None:
+    """The C++ compiler with its arguments: $CXX if set, else the first of g++, clang++, c++."""
+    value = os.environ.get("CXX", "")
+    try:
+        words = shlex.split(value)
+    except ValueError as error:
+        raise SetupError(f"CXX must be one shell command, got {value!r}: {error}") from None
+    for name, *arguments in [words] if words else [["g++"], ["clang++"], ["c++"]]:
         if path := shutil.which(name):
-            return path
+            return [path, *arguments]
     return None
 
 
@@ -64,13 +71,14 @@ def find_nvcc(sources: list[Path]) -> str | None:
     return None if wish == "0" or not sources else nvcc
 
 
-def write_ninja(build: Path, target: Path, cxx: str, nvcc: str | None) -> None:
+def write_ninja(build: Path, target: Path, compiler: list[str], nvcc: str | None) -> None:
     """Write build.ninja: one object per (kernel file, instruction set), one link."""
     import pybind11
     from ninja import ninja_syntax
 
     include = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
     objects: list[str] = []
+    cxx = ninja_syntax.escape(shlex.join(compiler))
     with (build / "build.ninja").open("w") as file:
         ninja = ninja_syntax.Writer(file)
         ninja.variable("flags", FLAGS.split() + OPENMP)
@@ -96,7 +104,8 @@ def write_ninja(build: Path, target: Path, cxx: str, nvcc: str | None) -> None:
         if nvcc:
             archs = os.environ.get("FASTDIFF_CUDA_ARCHS", CUDA_ARCHS).split(";")
             codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-            base = f"{nvcc} -ccbin {cxx} -O3 -std=c++17"
+            *_, host = filter(shutil.which, compiler)  # of "ccache g++ -m64", g++
+            base = f"{nvcc} -ccbin {host} -O3 -std=c++17"
             ninja.rule("nvcc", f"{base} -Xcompiler=-fPIC $extra -c $in -o $out", "NVCC $out")
             for source in sorted((ROOT / "csrc").glob("*.cu")):
                 objects.append(f"{source.stem}.cu.o")
@@ -111,7 +120,9 @@ def write_ninja(build: Path, target: Path, cxx: str, nvcc: str | None) -> None:
 def obstacle() -> str | None:
     """Why no native code can be built here; None if it can."""
     if find_compiler() is None:
-        return "no C++ compiler was found when fastdiff was installed"
+        wish = os.environ.get("CXX", "").strip()
+        which = f"the C++ compiler of CXX={wish!r} was not" if wish else "no C++ compiler was"
+        return f"{which} found when fastdiff was installed"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "Python.h (package python3-dev) was not found when fastdiff was installed"
     return None
@@ -136,8 +147,8 @@ class NinjaBuild(build_ext):
             cxx = find_compiler()
             write_ninja(build, target, cxx, nvcc)
             subprocess.run([str(Path(BIN_DIR) / "ninja"), "-C", str(build)], check=True)
-            version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True)
-            info |= {"native": True, "compiler": version.stdout.splitlines()[0], "flags": FLAGS}
+            version = subprocess.check_output([*cxx, "--version"], text=True)
+            info |= {"native": True, "compiler": version.splitlines()[0], "flags": FLAGS}
             info |= {"isas": list(ISAS), "nvcc": nvcc}
         (package / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
 

@@ -91,7 +91,9 @@ def test_the_record_of_the_build(wheel):
         assert "-ffp-contract=off" in info["flags"]
         assert info["isas"][0] == "baseline"
     else:
-        assert info["reason"] == "no C++ compiler was found when fastdiff was installed"
+        assert info["reason"] == (
+            "the C++ compiler of CXX='no-such-compiler' was not found when fastdiff was installed"
+        )
 
 
 def test_it_imports_where_it_lies(wheel):
@@ -132,3 +134,52 @@ def test_cuda_asked_for_and_impossible_is_an_error(wish, message, tmp_path):
     assert run.returncode != 0
     assert message in run.stdout + run.stderr
     assert not list(tmp_path.glob("*.whl"))
+
+
+def build_ext(folder, **changes):
+    """`setup.py build_ext` of the checkout into a folder: (process, the record of the build)."""
+    places = ["--build-lib", str(folder / "lib"), "--build-temp", str(folder / "temp")]
+    run = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", *places],
+        env=environment(FASTDIFF_CUDA="0", **changes),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    record = folder / "lib/fastdiff/_build_info.json"
+    return run, json.loads(record.read_text()) if record.exists() else None
+
+
+@pytest.mark.parametrize("wrapper", ["", "env "])
+def test_cxx_may_have_arguments_and_a_wrapper(wrapper, tmp_path):
+    """A compiler that writes down its arguments, one a line, and makes what -o names."""
+    compiler = tmp_path / "a folder" / "g++"
+    compiler.parent.mkdir()
+    compiler.write_text(
+        "#!/bin/sh\n"
+        f"printf '%s\\n' \"$@\" >> '{tmp_path}/arguments'\n"
+        'test "$3" = --version && echo a compiler, version 1\n'
+        'while test $# -gt 1; do test "$1" = -o && : > "$2"; shift; done; exit 0\n'
+    )
+    compiler.chmod(0o755)
+    run, info = build_ext(tmp_path, CXX=f"{wrapper}'{compiler}' -O2 '-DNAME=$a b'")
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert info["native"]
+    assert info["compiler"] == "a compiler, version 1"
+    lines = (tmp_path / "arguments").read_text().splitlines()
+    calls = [lines[i : i + 3] for i, line in enumerate(lines) if line == "-O2"]
+    assert {tuple(call[:2]) for call in calls} == {("-O2", "-DNAME=$a b")}
+    assert lines.count("-c") >= 2  # bindings, and a kernel once per instruction set
+    assert lines.count("-shared") == lines.count("--version") == 1
+    assert len(calls) == lines.count("-c") + 2
+
+
+def test_a_compiler_that_is_not_there_is_named(tmp_path):
+    run, info = build_ext(tmp_path, CXX="no-such-compiler -O2")
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert not info["native"]
+    assert info["reason"].startswith("the C++ compiler of CXX='no-such-compiler -O2' was not found")
+    run, info = build_ext(tmp_path / "second", CXX="g++ '-O2")
+    assert run.returncode != 0
+    assert info is None
+    assert 'CXX must be one shell command, got "g++ \'-O2"' in run.stderr + run.stdout
