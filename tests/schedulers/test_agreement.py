@@ -3,13 +3,19 @@
 Let r be the run in float64 (double_precision.py), s diffusers' and o ours.  Tensor by tensor, for
 the samples and for the predictions of x_0 apart:
 
-    max |o - s| <= 1e-5 max |s|     or     rms(o - s) <= c * the worst rms(s - r) so far
+    worst max |o - s| <= max(1e-5, c * worst max |s - r|)
 
-with c = 2 for samples.  The second is what diffusers itself loses in float32 (steps from
-sigma = 4096 of a zero-SNR schedule lose four digits); an error of ours cannot hide there, as it
-would have to be as small as theirs.  For x_0, c = 4: at such noise levels it is a small difference
-of two large terms, whose error is mostly the rounding of their coefficients, two of ours (kx, ke)
-and one of theirs (sigma), each the same for all elements, so the ratio is that of three draws.
+over the run, relative to max |s| there, with c = 2 for samples.  What diffusers itself loses in
+float32 (steps from sigma = 4096 of a zero-SNR schedule lose four digits) is the yardstick; an error
+of ours cannot hide there, as it would have to be as small as theirs.  For x_0, c = 4: at such noise
+levels it is a small difference of two large terms, whose error is mostly the rounding of their
+coefficients, two of ours (kx, ke) and one of theirs (sigma), each the same for all elements, so the
+ratio is that of three draws.  So is that of single steps, of samples too, for which
+
+    max |o - s| <= 1e-5 max |s|     or     rms(o - s) <= 4 * the worst rms(s - r) so far
+
+is asked besides: on the first step "so far" is one draw, which came out at 2.1 and 2.2 in two runs
+of 1,000 on one kind of CPU and below 2 in all on another.
 Where diffusers is not finite (two equal noise levels), r takes the place of s, a step between
 equal levels being the identity.  Where r is not finite either (epsilon where there is no signal,
 the root of a logarithm), ours may say so, and need not agree.
@@ -52,11 +58,14 @@ def complaint(case: Case) -> str:
         sets = zip(gaps(ours, them), gaps(ours, them, "rms"), gaps(them, exact, "rms"), strict=True)
         for i, (largest, typical, theirs_lost) in enumerate(sets):
             lost = max(lost, theirs_lost)
-            if not (largest <= REL or typical <= (2, 4)[kind] * lost):
+            if not (largest <= REL or typical <= 4 * lost):
                 return (
                     f"{what} of step {i}: {largest:.1e} from diffusers (rms {typical:.1e}), "
                     f"which is {lost:.1e} from float64"
                 )
+        worst, allowed = max(gaps(ours, them)), max(REL, (2, 4)[kind] * max(gaps(them, exact)))
+        if worst > allowed:
+            return f"{what}: {worst:.1e} from diffusers, {allowed:.1e} allowed over the run"
     return ""
 
 
