@@ -24,19 +24,23 @@ def accelerate(obj: T, *, strict: bool = False) -> T:
     """Accelerate a scheduler, a network or a pipeline in place, and return it.
 
     What has no accelerated class is left alone and listed by `report`.  strict=True raises where a
-    scheduler cannot be accelerated, and later where a step would have to leave the kernels.
-    Calling it twice changes nothing.
+    scheduler cannot be accelerated (nothing is changed then), and later where a step would have to
+    leave the kernels.  Calling it twice is calling it once; the last call's strict counts.
     """
-    for name, part in _parts(obj):
-        if not isinstance(part, SchedulerMixin):
+    schedulers = {name: part for name, part in _parts(obj) if isinstance(part, SchedulerMixin)}
+    stock = {name: part for name, part in schedulers.items() if not isinstance(part, FusedStep)}
+    reasons = {name: why for name, part in stock.items() if (why := why_not(type(part)))}
+    if strict and reasons:
+        raise ValueError(
+            "; ".join(f"{n} cannot be accelerated: {why}" for n, why in reasons.items())
+        )
+    for name, part in schedulers.items():
+        if name in reasons:
             continue
         if not isinstance(part, FusedStep):
-            reason = why_not(type(part))
-            if reason is None:
-                swap(part)
-            elif strict:
-                raise ValueError(f"{name} cannot be accelerated: {reason}")
-        if strict and isinstance(part, FusedStep):
+            swap(part)
+        part.__dict__.pop("strict", None)
+        if strict:
             part.__dict__["strict"] = True
     return obj
 
@@ -46,6 +50,8 @@ def restore(obj: T) -> T:
     for _, part in _parts(obj):
         if is_swapped(part):
             unswap(part)
+        elif isinstance(part, FusedStep):
+            part.__dict__.pop("strict", None)
     return obj
 
 

@@ -211,6 +211,14 @@ class TestAccelerate:
         assert type(pipe.scheduler) is stock(name)
 
 
+class Two(diffusers.DiffusionPipeline):
+    """Nothing but two schedulers."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.register_modules(first=first, second=second)
+
+
 class TestReport:
     def test_can_be_written_as_json_and_read_by_people(self):
         pipe = fastdiff.accelerate(pipeline(stock(DPM)(**SD, solver_order=3)))
@@ -275,6 +283,36 @@ class TestReport:
         x = s.step(x, s.timesteps[0], x)[0]
         with pytest.raises(RuntimeError, match="gradient"):
             s.step(x.requires_grad_(), s.timesteps[1], x)
+
+    @pytest.mark.parametrize("made", [stock, ours], ids=["swapped", "drop-in"])
+    @pytest.mark.parametrize("undo", ["accelerate", "restore"])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_strict_is_undone(self, name, undo, made):
+        s = fastdiff.accelerate(made(name)(**SD), strict=True)
+        s.set_timesteps(4)
+        x = torch.randn(1, 4, 4, 4).double()
+        s.scale_model_input(x, s.timesteps[0])
+        with pytest.raises(RuntimeError, match="strict=False"):
+            s.step(x, s.timesteps[0], x)
+        fastdiff.accelerate(s, strict=False) if undo == "accelerate" else fastdiff.restore(s)
+        assert s.step(x, s.timesteps[0], x)[0].dtype == torch.float64
+        assert "strict" not in s.__dict__
+
+    def test_strict_swaps_all_or_nothing(self):
+        pipe = Two(stock(DDIM)(**SD), diffusers.HeunDiscreteScheduler())
+        with pytest.raises(ValueError, match=r"second cannot be accelerated: .*Heun"):
+            fastdiff.accelerate(pipe, strict=True)
+        assert type(pipe.first) is stock(DDIM)
+        assert "strict" not in pipe.first.__dict__
+        fastdiff.accelerate(pipe)
+        assert isinstance(pipe.first, ours(DDIM))
+
+    def test_a_scheduler_that_hangs_in_two_places(self):
+        pipe = Two(*[stock(DDIM)(**SD)] * 2)
+        assert type(fastdiff.accelerate(pipe, strict=True).first) is type(pipe.second)
+        assert isinstance(pipe.first, ours(DDIM))
+        fastdiff.restore(pipe)
+        assert type(pipe.first) is stock(DDIM)
 
     def test_of_something_else_is_an_error(self):
         for call in (fastdiff.accelerate, fastdiff.restore, fastdiff.report):
