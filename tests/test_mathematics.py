@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fastdiff
+import fastdiff.schedulers
 from fastdiff import registry
 from fastdiff.schedulers.quirks import QUIRKS
 from fastdiff.solvers.phi import phi
@@ -227,6 +228,35 @@ def test_stock_loses_count_of_duplicate_timesteps():
 
 def test_stock_takes_the_root_of_a_logarithm():
     assert torch.isnan(walk(stock("DDPMScheduler", variance_type="fixed_large_log"), 5)).all()
+    zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    first = []
+    for cls in (diffusers.DDPMScheduler, fastdiff.schedulers.DDPMScheduler):
+        config = {"variance_type": "fixed_large_log", "prediction_type": "sample"}
+        scheduler = cls(**SD, **config, **zero_snr)
+        scheduler.set_timesteps(5)
+        zero, t = torch.zeros(1, 4, 8, 8), scheduler.timesteps[0]
+        first.append(scheduler.step(zero, t, zero).prev_sample)
+    assert (first[0] == 0).all()  # log 1: no noise
+    assert 0.5 < first[1].std() < 2
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "trailing"])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])
+def test_stock_divides_by_zero_where_there_is_no_signal(name, spacing):
+    config = {"rescale_betas_zero_snr": True, "timestep_spacing": spacing, "clip_sample": False}
+    assert not torch.isfinite(walk(stock(name, **config), 5)).any()
+    with pytest.raises(ValueError, match="no signal"):
+        walk(getattr(fastdiff.schedulers, name)(**SD, **config), 5)
+
+
+def test_stock_takes_an_eta_below_zero():
+    scheduler = stock("DDIMScheduler", clip_sample=False)
+    scheduler.set_timesteps(5)
+    noise, zero = torch.ones(1, 4, 4, 4), torch.zeros(1, 4, 4, 4)
+    t = scheduler.timesteps[2]
+    steps = [scheduler.step(noise, t, zero, eta=eta).prev_sample for eta in (-1.0, 0.0)]
+    assert (steps[0] < steps[1]).all()  # the noise part is smaller, and nothing was added
+    assert steps[0].std() == 0
 
 
 def test_stock_keeps_mu():

@@ -6,7 +6,7 @@ another; "exact" steps to the next entry of `timesteps` (schedulers/quirks.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import diffusers
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.schedulers.custom import without_shift
-from fastdiff.schedulers.fused import Entry, Place, draw, promote
+from fastdiff.schedulers.fused import Entry, Place, draw
 from fastdiff.schedulers.stateless import (
     BOUNDED,
     StatelessStep,
@@ -62,17 +62,16 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
         self._by_stride = custom is None
         self._place_timesteps(device)
 
-    def _schedule(self) -> tuple[Hashable, ...]:
-        return (float(self.final_alpha_cumprod),)
-
     def _builder(self) -> Callable[[Place], Entry]:
         config, levels = self._config, self._levels()
-        final, clip = float(self.final_alpha_cumprod), self._clip(config)
+        clip = self._clip(config)
         prediction = config["prediction_type"]
         bounded = config["thresholding"] or config["clip_sample"]
 
         def build(place: Any) -> Entry:
-            t, prev, eta, clipped = place
+            t, prev, eta, clipped, final = place
+            if eta < 0:
+                raise ValueError(f"eta must be 0 or more; got {eta:g}. diffusers takes 0 .. 1")
             grid = step_grid(levels, t, prev, final)
             row = ddim(grid, 0, 0, eta=eta)
             if clipped:
@@ -83,11 +82,17 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
         return build
 
     def _ahead(self, place: Any) -> Iterable[Place]:
-        t, _, eta, clipped = place
+        t, _, eta, clipped, _ = place
         times = [int(v) for v in self._timestep_values()]
-        after = [v for v in times if v < t] if t in times else []
-        places = [(v, max(self._previous(v, i), -1), eta, clipped) for i, v in enumerate(times)]
-        return [place, *(p for p in places if p[0] in after)]
+        after = [(i, v) for i, v in enumerate(times) if v < t] if t in times else []
+        return [place, *(self._place(v, i, eta, clipped) for i, v in after)]
+
+    def _place(self, t: int, index: int | None, eta: float, clipped: bool) -> tuple[Any, ...]:
+        prev = self._previous(t, index)
+        if prev >= 0:
+            return t, prev, eta, clipped, None
+        # by value, since anybody may replace it or write to it
+        return t, -1, eta, clipped, float(self.final_alpha_cumprod)
 
     def _previous(self, t: int, index: int | None) -> int:
         stride = self._state.facts[2] // (self.num_inference_steps or 1)
@@ -115,9 +120,7 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
         if self.num_inference_steps is None:
             raise ValueError("step needs timesteps; call set_timesteps first")
         state, rows = self._ready()
-        direct, threshold, _ = state.facts
         t, index = self._time(timestep)
-        place = (t, max(self._previous(t, index), -1), eta, use_clipped_model_output)
         noise = None
         if eta > 0:
             if variance_noise is not None and generator is not None:
@@ -125,20 +128,8 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
             noise = variance_noise
             if noise is None:
                 noise = draw(model_output, generator, model_output.dtype)
-        dtype = promote(sample, model_output)
-        prev, x0, _ = self._apply(
-            rows,
-            place,
-            rows[place],
-            sample,
-            model_output,
-            (),
-            noise,
-            dtype,
-            model_output.dtype if direct else dtype,
-            0,
-            threshold,
-        )
+        place = self._place(t, index, eta, use_clipped_model_output)
+        prev, x0 = self._stateless(state, rows, place, sample, model_output, noise)
         if not return_dict:
             return prev, x0
         return DDIMSchedulerOutput(prev_sample=prev, pred_original_sample=x0)

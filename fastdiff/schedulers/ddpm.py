@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.schedulers.custom import without_shift
-from fastdiff.schedulers.fused import Entry, Place, draw, promote
+from fastdiff.schedulers.fused import Entry, Place, draw
 from fastdiff.schedulers.quirks import rounded_chain
 from fastdiff.schedulers.stateless import (
     BOUNDED,
@@ -120,24 +120,10 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
             )
             return out
         state, rows = self._ready()
-        direct, threshold, _ = state.facts
         t, index = self._time(timestep)
         place = (t, self._previous(t, index))
         noise = draw(model_output, generator, model_output.dtype) if t > 0 else None
-        dtype = promote(sample, model_output)
-        prev, x0, _ = self._apply(
-            rows,
-            place,
-            rows[place],
-            sample,
-            model_output,
-            (),
-            noise,
-            dtype,
-            model_output.dtype if direct else dtype,
-            0,
-            threshold,
-        )
+        prev, x0 = self._stateless(state, rows, place, sample, model_output, noise)
         if not return_dict:
             return prev, x0
         return DDPMSchedulerOutput(prev_sample=prev, pred_original_sample=x0)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import descending, vector
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
 from fastdiff.schedulers.quirks import parameters
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.row import NOISE, Grid, Row
@@ -147,6 +147,7 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
 
         def build(place: Any) -> Entry:
             i, k = place
+            within(i, sigmas)
             move = trimmed(dpmpp(grid, i, k, **options).next)
             # "++" keeps x_0, which the op returns anyway
             row = Row(move, () if data else (NOISE,))
@@ -196,12 +197,12 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
         """One step, (B, *shape) -> (B, *shape); as diffusers, in one pass over memory."""
         if self.num_inference_steps is None:
             raise ValueError("step needs timesteps; call set_timesteps first")
+        if self._step_index is None:
+            self._init_step_index(timestep)
         state, rows = self._ready()
         learned, data, from_output, order, threshold = state.facts
         if learned and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]  # the rest is the learned variance
-        if self._step_index is None:
-            self._init_step_index(timestep)
         i: int = self._step_index  # type: ignore[assignment]
         done = self.lower_order_nums
         past: list[Any] = self.model_outputs
@@ -237,7 +238,8 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
                 threshold,
             )
         except Exception:
-            past[order - reads :] = reversed(history)  # a refused step must change nothing
+            # a refused step must change nothing; the oldest, which no step reads any more, is gone
+            past[1:order] = past[: order - 1]
             raise
         past[-1] = x0 if data else kept[0]
         if done < order:

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.schedulers.custom import descending, vector, without_shift
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, within
 from fastdiff.solvers.euler import euler, euler_ancestral
 from fastdiff.solvers.row import Grid, Row
 from fastdiff.table import conversion, encode
@@ -52,6 +52,7 @@ class EulerStep(FusedStep):
 
         def build(place: Any) -> Entry:
             i, numbers = place
+            within(i, sigmas)
             row = make(None, grid, i, numbers)  # type: ignore[arg-type]
             k = conversion(prediction, grid, i, float(scales[i]), row.churn)
             drawn = row.churn is not None or make is EulerAncestralDiscreteScheduler._row
@@ -86,9 +87,9 @@ class EulerStep(FusedStep):
                 "%s.step without scale_model_input: the network must get the scaled sample",
                 type(self).__name__,
             )
-        state, rows = self._ready()
         if self._step_index is None:
             self._init_step_index(timestep)
+        state, rows = self._ready()
         i: int = self._step_index  # type: ignore[assignment]
         place = (i, numbers)
         entry = rows[place]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -85,10 +85,6 @@ class FusedStep:
             # attributes, not items: pipelines set config.clip_sample, and diffusers reads that
             cls._getter = attrgetter(*cls._reads)
 
-    def _schedule(self) -> tuple[Hashable, ...]:
-        """What the rows depend on besides the config and the source, by value."""
-        return ()
-
     def _builder(self) -> Callable[[Place], Entry]:
         """How a place becomes a row, closed over numbers only (it outlives the instance)."""
         raise NotImplementedError
@@ -125,13 +121,15 @@ class FusedStep:
         return state.levels
 
     def _ready(self) -> tuple[State, Rows]:
-        """The state and the rows for the schedule as it is now."""
+        """The state and the rows for the schedule as it is now.
+
+        A write that PyTorch does not count (through .numpy() or .data, or to an inference tensor)
+        is seen where a run starts, `set_timesteps` or the first step: both forget the rows.
+        """
         own = self.__dict__
         state: State = own.get("_fused") or self._state
         source = own[self._source]
         version = None if source.is_inference() else source._version
-        if version != state.version:
-            state.levels_of = None  # written in place: what was read from a device is old
         config = type(self)._getter(self._internal_dict)
         if (
             state.rows is None
@@ -139,20 +137,28 @@ class FusedStep:
             or state.version != version
             or state.config != config
             or state.numerics != self.numerics
-            # an inference tensor keeps no version: compare its values at the start of a run
-            or (version is None and own.get("_step_index", 0) is None)
         ):
-            if self.numerics not in NUMERICS:
-                raise ValueError(
-                    f"numerics must be one of {', '.join(NUMERICS)}; got {self.numerics!r}"
-                )
-            levels = self._levels()
-            names = (type(self).__name__, self.numerics, *config)
-            state.rows = shared((*names, *self._schedule(), levels.tobytes()), self._builder)
-            state.source, state.version = source, version
-            state.config, state.numerics = config, self.numerics
-            state.facts = self._facts(self._config)
+            return state, self._renew(state, source, version, config)
         return state, state.rows
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _renew(
+        self, state: State, source: Tensor, version: int | None, config: tuple[Any, ...]
+    ) -> Rows:
+        """Find or make the rows of the schedule by its values."""
+        if self.numerics not in NUMERICS:
+            raise ValueError(
+                f"numerics must be one of {', '.join(NUMERICS)}; got {self.numerics!r}"
+            )
+        if version != state.version:
+            state.levels_of = None  # written in place: what was read from a device is old
+        levels = self._levels()
+        names = (type(self).__name__, self.numerics, *config)
+        rows = state.rows = shared((*names, levels.tobytes()), self._builder)
+        state.source, state.version = source, version
+        state.config, state.numerics = config, self.numerics
+        state.facts = self._facts(self._config)
+        return rows
 
     # ---- where a step stands ------------------------------------------------------------------
 
@@ -172,6 +178,7 @@ class FusedStep:
     def _place_timesteps(self, device: str | torch.device | None) -> None:
         """Keep the values of freshly set timesteps, then move them as diffusers would have."""
         state = self._state
+        state.rows = None  # a run starts
         state.values = self.timesteps.to(torch.float64).tolist()
         self.timesteps = moved = self.timesteps.to(device)
         state.timesteps = moved
@@ -187,6 +194,7 @@ class FusedStep:
 
     def _init_step_index(self, timestep: Any) -> None:
         """Set the index of the first step; also reached through scale_model_input."""
+        self._state.rows = None  # a run starts
         if self._begin_index is not None:
             self._step_index = self._begin_index
             return
@@ -201,25 +209,29 @@ class FusedStep:
 
     # ---- the step -----------------------------------------------------------------------------
 
-    def _check(self, model_output: Tensor, sample: Tensor, history: Sequence[Tensor]) -> None:
-        """Errors in words, called only when shapes or devices are seen to differ."""
-        for name, tensor in (("model_output", model_output), *(("history", h) for h in history)):
-            if not isinstance(tensor, Tensor):
-                raise ValueError(
-                    f"{name} must hold a tensor for this step; got {type(tensor).__name__}. "
-                    "Set model_outputs and lower_order_nums together"
-                )
-            if tensor.shape != sample.shape:
-                raise ValueError(
-                    f"{name} must have the shape of sample, {tuple(sample.shape)}; got "
-                    f"{tuple(tensor.shape)}. A network with learned variance needs "
-                    "variance_type='learned' or 'learned_range' in the scheduler's config"
-                )
-            if tensor.device != sample.device:
-                raise ValueError(
-                    f"{name} must be on the device of sample, {sample.device}; got "
-                    f"{tensor.device}. Move one of them with .to()"
-                )
+    def _fitted(self, name: str, tensor: Any, sample: Tensor) -> Tensor:
+        """The tensor in the shape of sample; a dimension of 1 stands for all, as in diffusers."""
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"{name} must hold a tensor for this step; got {type(tensor).__name__}. "
+                "Set model_outputs and lower_order_nums together"
+            )
+        if tensor.device != sample.device:
+            raise ValueError(
+                f"{name} must be on the device of sample, {sample.device}; got {tensor.device}. "
+                "Move one of them with .to()"
+            )
+        sizes = zip(tensor.shape, sample.shape, strict=False)
+        if tensor.dim() != sample.dim() or any(n not in (1, size) for n, size in sizes):
+            hint = (
+                ". A network with learned variance needs variance_type='learned' or "
+                "'learned_range' in the scheduler's config"
+            )
+            raise ValueError(
+                f"{name} must have the shape of sample, {tuple(sample.shape)}; got "
+                f"{tuple(tensor.shape)}{hint if name == 'model_output' else ''}"
+            )
+        return tensor.expand_as(sample)
 
     def _apply(
         self,
@@ -243,7 +255,9 @@ class FusedStep:
             if done is not None:
                 self.__dict__["_fused"].fused += 1
                 return done
-        self._check(model_output, sample, history)
+        model_output = self._fitted("model_output", model_output, sample)
+        history = [self._fitted("history", h, sample) for h in history]
+        noise = None if noise is None else self._fitted("variance_noise", noise, sample)
         self._count(sample, model_output, noise, history)
         wide = torch.float64 in (sample.dtype, model_output.dtype)
         dtype = torch.float64 if wide else torch.float32
@@ -296,14 +310,14 @@ def values_of(tensor: Tensor) -> NDArray[np.float64]:
     if isinstance(tensor, FakeTensor):
         raise RuntimeError("the schedule is made of fake tensors, which have no values")
     with torch._C._DisableFuncTorch(), _disable_current_modes():
-        return np.array(tensor.detach().numpy(), dtype=np.float64)
+        return np.array(tensor.detach().double().numpy())
 
 
 def draw(
     like: Tensor, generator: torch.Generator | list[torch.Generator] | None, dtype: torch.dtype
 ) -> Tensor:
     """Unit normal noise with the random numbers that diffusers would draw."""
-    if isinstance(generator, list) and len(generator) not in (1, like.shape[0]):
+    if isinstance(generator, list) and len(generator) != 1 and len(generator) < like.shape[0]:
         raise ValueError(
             f"generator must be one generator or one per sample ({like.shape[0]}); got a list of "
             f"{len(generator)}"
@@ -314,10 +328,19 @@ def draw(
     return drawn
 
 
+def within(i: int, sigmas: NDArray[np.float64]) -> None:
+    """Raise unless step i, from sigmas[i] to sigmas[i + 1], is one of the run."""
+    if i >= len(sigmas) - 1:
+        raise IndexError(
+            f"step_index must be below {len(sigmas) - 1}, the steps of this run; got {i}. "
+            "The run is over: call set_timesteps before another one"
+        )
+
+
 def promote(first: Tensor, second: Tensor) -> torch.dtype:
     """The dtype that PyTorch gives a sum of the two."""
     a, b = first.dtype, second.dtype
     return a if a is b else torch.promote_types(a, b)
 
 
-__all__ = ["Entry", "FusedStep", "Place", "Rows", "State", "draw", "promote"]
+__all__ = ["Entry", "FusedStep", "Place", "Rows", "State", "draw", "promote", "within"]

@@ -107,7 +107,21 @@ QUIRKS = (
         "variance fixed_large_log",
         ("DDPMScheduler",),
         "",
-        "the root of a logarithm, NaN, there; sqrt(beta_t), as fixed_large, here",
+        "the root of log(beta_t) there: NaN, but 0 where beta_t = 1 (rescale_betas_zero_snr, t = "
+        "T - 1); sqrt(beta_t), as fixed_large, here",
+    ),
+    Quirk(
+        "epsilon without a signal",
+        ("DDIMScheduler", "DDPMScheduler"),
+        "",
+        "rescale_betas_zero_snr, linspace or trailing, x_0 not bounded: a division by 0, whose "
+        "infinities and NaN are returned there; ValueError here",
+    ),
+    Quirk(
+        "eta below 0",
+        ("DDIMScheduler",),
+        "",
+        "the noise of a level is made smaller there and none is put back; ValueError here",
     ),
     Quirk(
         "coefficients in float32",

@@ -68,10 +68,13 @@ class Rows:
 
     def __getitem__(self, place: Place) -> Entry:
         entry = self._entries.get(place)
-        if entry is None:
-            # two threads may both build it: the numbers are the same, the first one stays
-            entry = self._entries.setdefault(place, self._build(place))
-        return entry
+        return self._made(place) if entry is None else entry
+
+    # otherwise torch.compile traces it, and compiles again for every row
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _made(self, place: Place) -> Entry:
+        # two threads may both build it: the numbers are the same, the first one stays
+        return self._entries.setdefault(place, self._build(place))
 
     def bring(self, places: Iterable[Place], device: torch.device, dtype: torch.dtype) -> None:
         """Copy the rows of all these places to a device in one transfer that blocks nobody."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import descending, vector
-from fastdiff.schedulers.fused import FusedStep
+from fastdiff.schedulers.fused import FusedStep, Place, Rows, State, promote
 from fastdiff.schedulers.timestep import host_value, view_index
 from fastdiff.solvers.row import Grid
 from fastdiff.table import OFF, Clip, conversion
@@ -75,6 +75,25 @@ class StatelessStep(FusedStep):
         if t != value or not 0 <= t < top:
             raise ValueError(f"timestep must be a whole number in 0 .. {top - 1}; got {value:g}")
         return t, None
+
+    def _stateless(
+        self,
+        state: State,
+        rows: Rows,
+        place: Place,
+        sample: Tensor,
+        model_output: Tensor,
+        noise: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """(x', x_0) of a place."""
+        direct, threshold, _ = state.facts
+        dtype = promote(sample, model_output)
+        x0_dtype = model_output.dtype if direct else dtype
+        entry = rows[place]
+        out = self._apply(
+            rows, place, entry, sample, model_output, (), noise, dtype, x0_dtype, 0, threshold
+        )
+        return out[0], out[1]
 
     @staticmethod
     def _clip(config: dict[str, Any]) -> Clip:

@@ -54,7 +54,7 @@ def loop(
     generator = torch.Generator().manual_seed(3)
     call = dict(call or {})
     if "generator" in s.step.__code__.co_varnames and "variance_noise" not in call:
-        call["generator"] = generator
+        call.setdefault("generator", generator)
     for i, t in enumerate(s.timesteps[begin:], begin):
         if edit is not None:
             edited = edit(i, s, x)

@@ -18,12 +18,13 @@ NOISY = [
 
 
 class TestNoise:
-    @pytest.mark.parametrize("kind", ["list", "one in a list", "one", "global"])
+    @pytest.mark.parametrize("kind", ["list", "longer list", "one in a list", "one", "global"])
     @pytest.mark.parametrize(("name", "config", "call"), NOISY, ids=str)
     def test_same_numbers_as_in_diffusers(self, name, config, call, kind):
         def given():
-            many = [torch.Generator().manual_seed(j) for j in range(2)]
-            return {"list": many, "one in a list": many[:1], "one": many[0], "global": None}[kind]
+            many = [torch.Generator().manual_seed(j) for j in range(3)]
+            kinds = {"list": many[:2], "longer list": many, "one in a list": many[:1]}
+            return (kinds | {"one": many[0], "global": None})[kind]
 
         runs, states = [], []
         for s in both(name, **SD | config):
@@ -47,15 +48,13 @@ class TestNoise:
         alone = s.step(e[1:], t, x[1:], generator=[torch.Generator().manual_seed(1)], **call)[0]
         assert torch.equal(pair[1:], alone)
 
-    @pytest.mark.parametrize("length", [0, 1, 3])
+    @pytest.mark.parametrize("length", [0, 2])
     @pytest.mark.parametrize(("name", "config", "call"), NOISY, ids=str)
-    def test_a_list_of_the_wrong_length_is_refused(self, name, config, call, length):
+    def test_a_list_that_is_too_short_is_refused(self, name, config, call, length):
         s, t, e, x = first_step(name, **config)
+        e, x = e.repeat(2, 1, 1, 1), x.repeat(2, 1, 1, 1)
         many = [torch.Generator() for _ in range(length)]
-        if length == 1:  # diffusers takes one generator in a list for all
-            s.step(e, t, x, generator=many, **call)
-            return
-        with pytest.raises(ValueError, match="generator"):
+        with pytest.raises(ValueError, match=rf"generator .*sample \(4\); got a list of {length}"):
             s.step(e, t, x, generator=many, **call)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
@@ -74,6 +73,17 @@ class TestNoise:
         for a, b in zip(*runs, strict=True):
             same(a, b, rel=torch.finfo(torch.float16).eps)  # diffusers rounds std * z to half
 
+    @pytest.mark.parametrize(("name", "config", "call"), NOISY[:2], ids=str)
+    def test_one_variance_noise_for_all_samples(self, name, config, call):
+        z = torch.randn(1, *SHAPE[1:], generator=torch.Generator().manual_seed(9))
+        follow(name, config=config, call=call | {"variance_noise": z})
+
+    @pytest.mark.parametrize("eta", [-0.5, -1e-9])
+    def test_eta_below_0_is_named(self, eta):
+        s, t, e, x = first_step(DDIM)
+        with pytest.raises(ValueError, match=f"eta must be 0 or more; got {eta:g}"):
+            s.step(e, t, x, eta=eta)
+
     def test_variance_noise_and_a_generator_are_refused_together(self):
         s, t, e, x = first_step(DDIM)
         with pytest.raises(ValueError, match=r"generator.*variance_noise"):
@@ -85,6 +95,26 @@ class TestNoise:
         s, t, e, x = first_step(name, **config)
         with pytest.raises(ValueError, match="noise"):
             s.step(e, t, x, variance_noise=torch.randn(2, 4, 6, 5), **call)
+
+
+class TestShapes:
+    @pytest.mark.parametrize("config", [{}, {"thresholding": True}], ids=["plain", "thresholding"])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_one_model_output_for_all_samples(self, name, config):
+        """As in diffusers, for the noise that is drawn in its shape too."""
+        if config and name in (EULER, EULER_A):
+            pytest.skip("no thresholding there")
+        runs = []
+        for s in both(name, **SD | config):
+            s.set_timesteps(6)
+            x, seen = latents(s), []
+            for i, t in enumerate(s.timesteps[:3]):
+                e = answer(s.scale_model_input(x, t), i)[:1]
+                x = s.step(e, t, x, generator=torch.Generator().manual_seed(i))[0]
+                seen.append(x)
+            runs.append(seen)
+        for a, b in zip(*runs, strict=True):
+            same(a, b)
 
 
 class TestMemory:

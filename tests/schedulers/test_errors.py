@@ -61,6 +61,18 @@ def test_after_an_error_the_step_can_be_repeated(name):
         assert s.step_index == 1
 
 
+@pytest.mark.parametrize("name", WITH_INDEX)
+def test_a_step_after_the_last_one(name):
+    s = ours(name)(**SD)
+    x = loop(s, steps=4)[-1]
+    state = torch.get_rng_state()
+    with pytest.raises(IndexError, match=r"step_index must be below 4.*got 4\..*set_timesteps"):
+        s.step(x, s.timesteps[-1], x)
+    assert s.step_index == 4
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(loop(s, steps=4)[-1], x)
+
+
 @pytest.mark.parametrize(
     ("name", "given", "named"),
     [

@@ -20,8 +20,13 @@ def test_a_refused_step_changes_nothing(order, algorithm):
         x = X
         for i, t in enumerate(s.timesteps):
             if clumsy and i in (1, 5):
+                before = list(s.model_outputs), s.lower_order_nums, s.step_index
                 with pytest.raises(ValueError, match="model_output must have the shape of sample"):
                     s.step(X[:, :3], t, x)
+                after = list(s.model_outputs), s.lower_order_nums, s.step_index
+                # but for the oldest, which the next step drops unread
+                assert all(a is b for a, b in zip(before[0][1:], after[0][1:], strict=True))
+                assert before[1:] == after[1:]
             x = s.step(torch.tanh(x), t, x).prev_sample
         runs.append(x)
     assert torch.equal(*runs)

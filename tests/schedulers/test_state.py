@@ -79,6 +79,81 @@ class TestSigmas:
 
         follow(name, edit, config)
 
+    @each(*VARIANTS, *STATELESS)
+    def test_written_without_a_trace_before_a_run(self, name, config):
+        """Through NumPy or .data, of which PyTorch keeps no count: seen when a run starts."""
+
+        def ready(s):
+            if name in WITH_INDEX:
+                s.sigmas.numpy()[4] *= 1.05
+                s.sigmas.data[6] *= 0.9
+            else:
+                s.alphas_cumprod.numpy()[300:] *= 0.95
+
+        mine, theirs = both(name, **SD | config)
+        for s in (mine, theirs):
+            if name not in WITH_INDEX:  # rows of the values before the write
+                loop(s)
+                ready(s)
+        compare(mine, theirs, ready=ready if name in WITH_INDEX else None)
+
+    @each(*VARIANTS)
+    def test_written_without_a_trace_between_two_runs_of_one_schedule(self, name, config):
+        runs = []
+        for s in both(name, **SD | config):
+            s.set_timesteps(8)
+            for factor in (1.0, 0.9):
+                s._step_index = None  # a new run, without set_timesteps
+                s.sigmas.numpy()[1] *= factor
+                x, t = latents(s), s.timesteps[0]
+                e = answer(s.scale_model_input(x, t), 0)
+                x = s.step(e, t, x, generator=torch.Generator().manual_seed(0)).prev_sample
+            runs.append(x)
+        same(*runs)
+
+    @each(*STATELESS)
+    def test_alphas_cumprod_of_inference_mode_written_between_runs(self, name, config):
+        with torch.inference_mode():
+            mine, theirs = both(name, **SD | config)
+            compare(mine, theirs)
+            for s in (mine, theirs):
+                s.alphas_cumprod[300:] *= 0.9
+            compare(mine, theirs)
+
+    @pytest.mark.parametrize("how", ["replaced", "written", "through NumPy"])
+    def test_final_alpha_cumprod(self, how):
+        """Read on every step that ends there."""
+        s, theirs = both(DDIM, **SD, clip_sample=False)
+        results = []
+        for scheduler in (s, theirs):
+            scheduler.set_timesteps(4)
+            t, x = scheduler.timesteps[-1], latents(scheduler)
+            scheduler.step(answer(x, 0), t, x)
+            if how == "replaced":
+                scheduler.final_alpha_cumprod = torch.tensor(0.99995)
+            elif how == "written":
+                scheduler.final_alpha_cumprod.fill_(0.99995)
+            else:
+                scheduler.final_alpha_cumprod.numpy()[...] = 0.99995
+            results.append(scheduler.step(answer(x, 0), t, x).prev_sample)
+        same(*results)
+
+    @each(*VARIANTS, *STATELESS)
+    def test_in_bfloat16(self, name, config):
+        """The values count, whatever dtype holds them; diffusers computes with 8 bits then."""
+
+        source, runs = "sigmas" if name in WITH_INDEX else "alphas_cumprod", []
+        for dtypes in ((torch.bfloat16,), (torch.bfloat16, torch.float32)):
+
+            def ready(s, dtypes=dtypes):
+                for dtype in dtypes:
+                    setattr(s, source, getattr(s, source).to(dtype))
+
+            s = ours(name)(**SD | config)
+            s.scale_model_input = lambda x, t: x  # Euler's is diffusers' code: in bfloat16
+            runs.append(loop(s, ready=ready))
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
 
 class TestHistory:
     DPM3 = VARIANTS[:3]

@@ -163,14 +163,15 @@ def test_equal_timesteps_are_told_apart_by_their_place(name, config):
     assert mine.step_index == theirs.step_index == 1
 
 
+@pytest.mark.parametrize("cut", [slice(4, None), slice(4, None, 2)], ids=["offset", "stride"])
 @pytest.mark.parametrize("name", WITH_INDEX)
-def test_timesteps_that_are_views_themselves(name):
+def test_timesteps_that_are_views_themselves(name, cut):
     """`timesteps` cut by its owner, with an offset and a stride of its own."""
     s, theirs = both(name, **SD)
     for scheduler in (s, theirs):
-        scheduler.set_timesteps(12)
-        scheduler.timesteps = scheduler.timesteps[4:]
-        scheduler.sigmas = scheduler.sigmas[4:]
+        scheduler.set_timesteps(14)
+        scheduler.timesteps = scheduler.timesteps[cut]
+        scheduler.sigmas = scheduler.sigmas[cut]
     x = latents(s)
     for i, t in enumerate(s.timesteps[3:], 3):
         more = {"generator": None} if name == DPM else {}
