@@ -1,10 +1,13 @@
 """The wheel: what is in it with and without a C++ compiler, and that it imports where it lies."""
 
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -183,3 +186,40 @@ def test_a_compiler_that_is_not_there_is_named(tmp_path):
     assert run.returncode != 0
     assert info is None
     assert 'CXX must be one shell command, got "g++ \'-O2"' in run.stderr + run.stdout
+
+
+def test_what_is_imported_is_declared():
+    """Every library that the package imports is a dependency; SciPy is asked for when used."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    found = set()
+    for path in [*(ROOT / "fastdiff").rglob("*.py"), *(ROOT / "kernels").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.split(".")[0])
+    libraries = {"pillow" if name == "PIL" else name for name in found - sys.stdlib_module_names}
+    assert libraries - {"fastdiff"} - declared == {"scipy"}
+
+
+def test_without_scipy_beta_says_what_to_install(tmp_path):
+    """`pip install .` brings no SciPy: the library and the command name it, others do without."""
+    program = (
+        "import sys; sys.modules['scipy'] = sys.modules['scipy.special'] = None\n"
+        "import fastdiff; fastdiff.plan('dpmpp_2m', steps=3)\n"
+        "try: fastdiff.plan('dpmpp_2m', steps=3, spacing='beta')\n"
+        "except ImportError as error: print(error)\n"
+        "from fastdiff.cli import main\n"
+        "sys.argv = ['fastdiff', 'generate', 'a red circle', '--spacing', 'beta', '--steps', '3']\n"
+        "main()\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path
+    )
+    sentence = "spacing 'beta' needs SciPy: pip install scipy"
+    assert run.stdout.strip() == sentence, run.stderr
+    assert run.returncode != 0
+    assert sentence in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not list(tmp_path.rglob("*.png"))
