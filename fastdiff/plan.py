@@ -8,6 +8,7 @@ line's record, the format of tables made elsewhere, and an engine's sampler.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,25 @@ from numpy.typing import ArrayLike, NDArray
 from fastdiff import plan_file
 from fastdiff.predictions import PREDICTIONS, perfect
 from fastdiff.registry import Solver, find
-from fastdiff.schedules import NoiseSchedule, levels
+from fastdiff.schedules import NoiseSchedule, Origin
+from fastdiff.schedules.noise_levels import ratios_of, require, times_of
 from fastdiff.solvers.row import Grid
-from fastdiff.table import G, check, check_rings, conversion, encode, to_slots, width
+from fastdiff.table import (
+    G,
+    check,
+    check_rings,
+    check_table,
+    conversion,
+    encode,
+    to_slots,
+    width,
+)
 
 if TYPE_CHECKING:
     import torch
 
 Floats = NDArray[np.float64]
+MOST = float(np.finfo(np.float32).max)
 NUMERICS = ("exact", "faithful")
 CHOICES = {"solver_type": ("midpoint", "heun"), "variance": ("small", "large")}
 
@@ -43,6 +55,9 @@ class Plan:
     c_in         factor of the sample for the first call
     guided       the network returns (uncond, cond)
     about        solver, options and versions it was made with; null solver for a learned table
+
+    Arrays and about are the plan's own and read-only.  Raises ValueError that names the field, what
+    it got and what would do, also for rows that no kernel may run.
     """
 
     rows: Floats
@@ -54,9 +69,24 @@ class Plan:
     noise_scale: float = 1.0
     c_in: float = 1.0
     guided: bool = False
-    about: dict[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("rows", "timesteps", "alpha", "sigma"):
+            object.__setattr__(self, name, _floats(name, getattr(self, name)))
+        object.__setattr__(self, "draw", np.asarray(self.draw))
+        require(self.draw.dtype == bool, "draw", "an array of bool", self.draw)
+        whole = isinstance(self.depths, (tuple, list)) and all(
+            _whole(d) and d >= 0 for d in self.depths
+        )
+        require(whole, "depths", "a tuple of whole numbers >= 0", self.depths)
+        object.__setattr__(self, "depths", tuple(int(d) for d in self.depths))
+        require(isinstance(self.guided, (bool, np.bool_)), "guided", "True or False", self.guided)
+        object.__setattr__(self, "guided", bool(self.guided))
+        for name in ("noise_scale", "c_in"):
+            value = _number(getattr(self, name))
+            require(0 <= value < np.inf, name, "a finite number >= 0", getattr(self, name))
+            object.__setattr__(self, name, value)
         n = len(self.timesteps)
         want = (n, width(self.keeps, self.history))
         if self.rows.ndim != 3 or (self.rows.shape[0], self.rows.shape[2]) != want:
@@ -70,6 +100,11 @@ class Plan:
                     f"{name} must have shape ({length},) for {n} timesteps; "
                     f"got {getattr(self, name).shape}"
                 )
+        for name in ("alpha", "sigma"):
+            if not (getattr(self, name) >= 0).all():
+                raise ValueError(f"{name} must not be negative; got {getattr(self, name).min()}")
+        check_table(self.rows, self.draw, self.depths)
+        object.__setattr__(self, "about", Origin(self.about))
         self._close()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -100,8 +135,8 @@ class Plan:
         return len(self.timesteps)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The rows on a device, (N, 1 or B, K), float32 unless asked for float64; made once."""
-        return _on_device(self, str(device), dtype)
+        """A copy of the rows on a device, (N, 1 or B, K), float32 unless asked for float64."""
+        return on_device(self, str(device), dtype).clone()
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
@@ -125,12 +160,16 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> Plan:
-        """The plan that `to_json` wrote; a malformed one raises ValueError naming the field."""
+        """The plan that `to_json` wrote; a malformed one raises ValueError naming the field.
+
+        Raises TypeError where text is no text.
+        """
         return Plan(**plan_file.read(text))
 
 
 @functools.lru_cache(maxsize=64)
-def _on_device(plan: Plan, device: str, dtype: torch.dtype | None) -> torch.Tensor:
+def on_device(plan: Plan, device: str, dtype: torch.dtype | None) -> torch.Tensor:
+    """The rows on a device, made once: shared by all runs, to be read only."""
     import torch
 
     table = torch.from_numpy(plan.rows.astype(np.float64))
@@ -156,8 +195,8 @@ def plan(
 ) -> Plan:
     """Compute the table of a run.
 
-    solver       a name of the registry ("dpmpp_2m", "DPM++ 2M SDE", ..; see `fastdiff samplers`),
-                 or a registry.Solver of your own
+    solver       a name of the registry ("dpmpp_2m", "DPM++ 2M SDE", ..; registry.SOLVERS has
+                 all), or a registry.Solver of your own
     steps        calls of the network for a whole run, N
     noise        model family: a beta schedule's name, "flow", or a NoiseSchedule
     spacing      a name, sigmas (float, N or N + 1 of them, descending), or timesteps (int, N)
@@ -171,27 +210,26 @@ def plan(
     Raises ValueError that names the argument, what it got and what would do.
     """
     chosen = solver if isinstance(solver, Solver) else find(solver)
-    _require(numerics in NUMERICS, "numerics", "one of " + ", ".join(NUMERICS), numerics)
-    _require(
-        prediction in PREDICTIONS, "prediction", "one of " + ", ".join(PREDICTIONS), prediction
-    )
-    _require(_whole(steps) and steps >= 1, "steps", "a whole number >= 1", steps)
-    _require(_whole(begin) and 0 <= begin < steps, "begin", f"a row in 0 .. {steps - 1}", begin)
+    _choice("numerics", NUMERICS, numerics)
+    _choice("prediction", PREDICTIONS, prediction)
+    require(_whole(steps) and steps >= 1, "steps", "a whole number >= 1", steps)
+    require(_whole(begin) and 0 <= begin < steps, "begin", f"a row in 0 .. {steps - 1}", begin)
+    steps, begin = int(steps), int(begin)
     options = _options(chosen, numerics, solver_options)
     known = isinstance(noise, (str, NoiseSchedule))
-    _require(known, "noise", "a name or a NoiseSchedule", noise)
+    require(known, "noise", "a name or a NoiseSchedule", noise)
     family = NoiseSchedule.named(noise) if isinstance(noise, str) else noise
     if (prediction == "flow_prediction") != (family.kind == "flow"):
         raise ValueError(
             f"prediction {prediction!r} does not go with a {family.kind!r} noise schedule; "
             "flow_prediction goes with noise='flow', the others with a beta schedule"
         )
-    ratios = _ratios(family, spacing, int(steps), final_sigma)
+    ratios = ratios_of(family, spacing, steps, final_sigma)
     grid, scales = _grid(chosen, family, ratios)
-    times = _times(family, spacing, ratios)
+    times = times_of(family, spacing, ratios)
     if numerics == "faithful":
         times = np.round(times)
-    g = _guidance(guidance, int(steps))
+    g = _guidance(guidance, steps)
 
     ages = []
     draws = np.zeros(steps, dtype=bool)
@@ -219,7 +257,7 @@ def plan(
         "spacing": spacing if isinstance(spacing, str) else "custom",
         "prediction": prediction,
         "numerics": numerics,
-        "begin": int(begin),
+        "begin": begin,
     }
     return Plan(
         table,
@@ -239,9 +277,30 @@ def _whole(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _require(fine: bool, name: str, wanted: str, got: object) -> None:
-    if not fine:
-        raise ValueError(f"{name} must be {wanted}; got {got!r}")
+def _number(value: object) -> float:
+    """A number as a Python float, NaN where it is none: a NumPy scalar pulls what it meets to its
+    own precision.
+    """
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
+        return float("nan")
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
+
+
+def _floats(name: str, value: object) -> Floats:
+    try:
+        made = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of numbers; got {value!r:.60}") from error
+    if name != "rows" and not np.isfinite(made).all():
+        raise ValueError(f"{name} must be finite numbers; got {made}")
+    return made
+
+
+def _choice(name: str, known: tuple[str, ...], got: object) -> None:
+    require(isinstance(got, str) and got in known, name, "one of " + ", ".join(known), got)
 
 
 def _options(solver: Solver, numerics: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -250,72 +309,22 @@ def _options(solver: Solver, numerics: str, given: dict[str, Any]) -> dict[str, 
         raise ValueError(
             f"{', '.join(sorted(unknown))}: no option of solver {solver.name!r}; it takes {known}"
         )
+    made: dict[str, Any] = {}
     for name, value in given.items():
         default = solver.options[name]
         if name in CHOICES:
-            _require(value in CHOICES[name], name, " or ".join(CHOICES[name]), value)
+            fine = isinstance(value, str) and value in CHOICES[name]
+            require(fine, name, " or ".join(CHOICES[name]), value)
+            made[name] = str(value)
         elif isinstance(default, bool):
-            _require(isinstance(value, (bool, np.bool_)), name, "True or False", value)
+            require(isinstance(value, (bool, np.bool_)), name, "True or False", value)
+            made[name] = bool(value)
         else:
-            number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-            fine = number and value >= 0 and (value < np.inf or default == np.inf)
-            _require(bool(fine), name, "a number >= 0", value)
+            made[name] = _number(value)
+            top = np.inf if default == np.inf else MOST
+            require(0 <= made[name] <= top, name, "a number >= 0", value)
     faithful = solver.faithful if numerics == "faithful" else {}
-    return {**solver.preset, **solver.options, **given, **faithful}
-
-
-def _ratios(family: NoiseSchedule, spacing: Any, steps: int, final_sigma: str) -> Floats:
-    """sigma (flow) or sigma / alpha (vp) at the N + 1 grid points."""
-    _require(final_sigma in ("zero", "sigma_min"), "final_sigma", "zero or sigma_min", final_sigma)
-    if isinstance(spacing, str):
-        sigmas = levels(family, spacing, steps)
-    else:
-        sigmas = _given(family, _array(spacing), steps)
-    if len(sigmas) == steps + 1:
-        return sigmas
-    lowest = 1 / family.train_steps if family.kind == "flow" else float(family.ratios[0])
-    return np.append(sigmas, 0.0 if final_sigma == "zero" else min(lowest, sigmas[-1]))
-
-
-def _array(spacing: Any) -> NDArray[Any]:
-    try:
-        values = np.asarray(spacing)
-    except ValueError:  # ragged
-        values = np.asarray(None)
-    if values.ndim != 1 or values.dtype.kind not in "iuf":
-        raise ValueError(
-            "spacing must be a name, one-dimensional sigmas (float) or timesteps (int); got "
-            f"{spacing!r}"
-        )
-    return values
-
-
-def _given(family: NoiseSchedule, values: NDArray[Any], steps: int) -> Floats:
-    """A caller's sigmas (float) or timesteps (int) as sigmas, N or N + 1 of them."""
-    fit = len(values) in (steps, steps + 1)
-    _require(fit, "spacing", f"{steps} or {steps + 1} long for steps={steps}", len(values))
-    if values.dtype.kind in "iu":
-        last = family.train_steps - (family.kind == "vp")
-        inside = bool((values >= 0).all() and (values <= last).all())
-        _require(inside, "spacing", f"timesteps in 0 .. {last}", values.tolist())
-        sigmas = family.ratio_at(values)
-    else:
-        sigmas = values.astype(np.float64)
-    top = 1.0 if family.kind == "flow" else np.finfo(np.float64).max
-    descending = (np.diff(sigmas) <= 0).all() and sigmas[-1] >= 0 and 0 < sigmas[0] <= top
-    if not descending:  # also where a number is NaN
-        raise ValueError(
-            "spacing must go from noisy to clean, from a finite level above 0 (at most 1 for flow) "
-            f"to one at or above 0; got {values.tolist()}"
-        )
-    return sigmas
-
-
-def _times(family: NoiseSchedule, spacing: Any, ratios: Floats) -> Floats:
-    """Model times of the calls; whole numbers that the caller gave stay what they are."""
-    if not isinstance(spacing, str) and (values := _array(spacing)).dtype.kind in "iu":
-        return values[: len(ratios) - 1].astype(np.float64)
-    return family.time_of(ratios[:-1])
+    return {**solver.preset, **solver.options, **made, **faithful}
 
 
 def _grid(solver: Solver, family: NoiseSchedule, ratios: Floats) -> tuple[Grid, Floats]:
@@ -329,10 +338,12 @@ def _grid(solver: Solver, family: NoiseSchedule, ratios: Floats) -> tuple[Grid, 
 def _guidance(guidance: float | ArrayLike | None, steps: int) -> Floats:
     """(N, 1 or B)."""
     try:
-        values = np.asarray(1.0 if guidance is None else guidance, dtype=np.float64)
-    except (TypeError, ValueError):
+        values = np.asarray(1.0 if guidance is None else guidance)
+    except (TypeError, ValueError, RuntimeError):
         values = np.full((), np.nan)
-    if np.isfinite(values).all():
+    numbers = values.dtype.kind in "iuf"  # "7" and True are none
+    if numbers and (np.abs(values.astype(np.float64)) <= MOST).all():
+        values = values.astype(np.float64)
         if values.ndim <= 1 and values.size in (1, steps):
             return np.broadcast_to(values.reshape(-1, 1), (steps, 1))
         if values.ndim == 2 and values.shape[0] in (1, steps) and values.shape[1] > 0:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from fastdiff.ops.affine_step import affine_step, affine_step_out
-from fastdiff.plan import Plan
+from fastdiff.plan import Plan, on_device
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Denoiser = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
 """(c_in x (B, *shape) in the network's dtype, t ()) -> raw output, or (uncond, cond) if guided."""
 
@@ -34,7 +35,7 @@ def sample(
     """Run a plan and return the sample, float32 (float64 for float64 noise), shape of noise.
 
     denoise    the network; its first argument is scaled and cast for it, t is a 0-d float32 tensor
-    noise      (B, *shape) unit normal, any float dtype
+    noise      (B, *shape) unit normal, of 16 bits or more
     generator  for solvers that draw noise; a list gives every sample its own
     dtype      the network's dtype; noise.dtype if None
     start      (B, *shape) clean sample to start from (image to image: a plan with begin > 0)
@@ -46,7 +47,7 @@ def sample(
     _check(denoise, noise, plan, generator, dtype, start, callback)
     wide = torch.float64 if noise.dtype == torch.float64 else torch.float32
     dtype = noise.dtype if dtype is None else dtype
-    table = plan.to(noise.device, wide)
+    table = on_device(plan, str(noise.device), wide)
     times = torch.from_numpy(plan.timesteps.astype("float32")).to(noise.device, non_blocking=True)
     if start is None:
         x = noise.to(wide) * plan.noise_scale
@@ -109,14 +110,17 @@ def _check(
         )
     if not isinstance(noise, Tensor):
         raise TypeError(f"noise must be a tensor (B, *shape); got {type(noise).__name__}")
-    if not noise.is_floating_point() or noise.ndim < 1:
+    if noise.dtype not in FLOATS or noise.ndim < 1:
         raise ValueError(
-            f"noise must be a float tensor (B, *shape); got {noise.dtype} {tuple(noise.shape)}"
+            "noise must be a float tensor (B, *shape) of 16 bits or more; got "
+            f"{noise.dtype} {tuple(noise.shape)}"
         )
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, such as torch.float16; got {dtype!r}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a float dtype, the network's; got {dtype}")
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(
+            f"dtype must be a float dtype of 16 bits or more, the network's; got {dtype}"
+        )
     listed = isinstance(generator, (list, tuple))
     for one in generator if isinstance(generator, (list, tuple)) else (generator,):
         if not isinstance(one, torch.Generator) and (listed or one is not None):
@@ -142,9 +146,10 @@ def _check(
         raise ValueError(
             f"start must have the shape of noise, {tuple(noise.shape)}; got {tuple(start.shape)}"
         )
-    if start is not None and not (start.is_floating_point() and start.device == noise.device):
+    if start is not None and not (start.dtype in FLOATS and start.device == noise.device):
         raise ValueError(
-            f"start must be a float tensor on the device of noise, {noise.device}; got "
+            "start must be a float tensor of 16 bits or more on the device of noise, "
+            f"{noise.device}; got "
             f"{start.dtype} on {start.device}"
         )
     if callback is not None and not callable(callback):
@@ -181,8 +186,10 @@ def _output(value: object, name: str, x: Tensor) -> Tensor:
             f"denoise must return {name} of the sample's shape {tuple(x.shape)}; "
             f"got {tuple(value.shape)}"
         )
-    if not value.is_floating_point():
-        raise TypeError(f"denoise must return {name} of a float dtype; got {value.dtype}")
+    if value.dtype not in FLOATS:
+        raise TypeError(
+            f"denoise must return {name} of a float dtype of 16 bits or more; got {value.dtype}"
+        )
     if value.device != x.device:
         raise ValueError(
             f"denoise must return {name} on the sample's device, {x.device}; got {value.device}"

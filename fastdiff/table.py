@@ -242,6 +242,23 @@ def check_rings(rows: Floats, depths: tuple[int, ...], ages: Floats | None = Non
                 written[int(value)] = (p, j)
 
 
+def check_table(rows: Floats, draw: NDArray[np.bool_], depths: tuple[int, ...]) -> None:
+    """Rows (N, B, K) must be a table that a kernel may run; raises ValueError that says why not."""
+    off = rows.copy()
+    off[:, :, [LO, HI]] = np.where(np.isinf(off[:, :, [LO, HI]]), 0.0, off[:, :, [LO, HI]])
+    fine = np.abs(off) <= np.finfo(np.float32).max  # not of NaN
+    for j, b, column in np.argwhere(~fine).tolist():
+        raise ValueError(
+            f"row {j} of the table holds {rows[j, b, column]:g} in column {column}; it must hold "
+            "numbers that are finite in float32, and an infinity only as a clamp that is off"
+        )
+    check_clamps(rows)
+    check_draws(rows, draw, depths)
+    for sample in range(rows.shape[1]):
+        if not sample or not np.array_equal(rows[:, sample, HEAD:], rows[:, 0, HEAD:]):
+            check_rings(rows[:, sample], depths)
+
+
 def check_clamps(rows: Floats) -> None:
     """Rows (N, B, K) must clamp to an interval with a finite number in it."""
     low, high = rows[:, :, LO], rows[:, :, HI]

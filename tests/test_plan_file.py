@@ -138,6 +138,14 @@ def put(value, *path):
             broken(put(0.5, "rows", 2, 0, KZ)),
             "row 2 of the table weighs the noise z, but draw[2] is false; it must be true",
         ),
+        (broken(put(-1.0, "noise_scale")), "noise_scale must be a finite number >= 0; got -1.0"),
+        (broken(put(-1.0, "c_in")), "c_in must be a finite number >= 0; got -1.0"),
+        (broken(put(-0.5, "sigma", 2)), "sigma must not be negative; got -0.5"),
+        (broken(put(-0.5, "alpha", 0)), "alpha must not be negative; got -0.5"),
+        (
+            broken(put(1e39, "rows", 1, 0, 2)),
+            "row 1 of the table holds 1e+39 in column 2; it must hold numbers that are finite in",
+        ),
         (broken(put([1.5], "depths")), "field 'depths' of a plan must hold whole numbers >= 0"),
         (broken(put([-1], "depths")), "field 'depths' of a plan must hold whole numbers >= 0"),
         (broken(put([1.0], "noise_scale")), "field 'noise_scale' of a plan must have 0 dimensions"),
@@ -156,6 +164,13 @@ def put(value, *path):
 )
 def test_a_malformed_file_names_the_field(text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
+        fastdiff.Plan.from_json(text)
+
+
+@pytest.mark.parametrize("text", [None, 3, {"schema": 1}])
+def test_a_plan_is_read_from_text(text):
+    kind = type(text).__name__
+    with pytest.raises(TypeError, match=f"^text must be a string, the JSON of a plan; got {kind}"):
         fastdiff.Plan.from_json(text)
 
 

@@ -22,11 +22,40 @@ PLAN = {"solver": "dpmpp_2m", "steps": 3}
             {"noise": torch.ones(2, 3).long()},
             "noise must be a float tensor (B, *shape)",
         ),
-        (ValueError, {"noise": torch.tensor(1.0)}, "noise must be a float tensor (B, *shape); got"),
+        (
+            ValueError,
+            {"noise": torch.tensor(1.0)},
+            "noise must be a float tensor (B, *shape) of 16 bits or more; got torch.float32 ()",
+        ),
+        (
+            ValueError,
+            {"noise": torch.ones(2, 3).to(torch.float8_e4m3fn)},
+            "noise must be a float tensor (B, *shape) of 16 bits or more; got torch.float8_e4m3fn",
+        ),
+        (
+            ValueError,
+            {"noise": torch.ones(2, 3, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)},
+            "noise must be a float tensor (B, *shape) of 16 bits or more; got torch.float4_e2m1fn",
+        ),
+        (
+            ValueError,
+            {"start": torch.ones(2, 3).to(torch.float8_e4m3fn)},
+            "start must be a float tensor of 16 bits or more on the device of noise, cpu; got t",
+        ),
+        (
+            ValueError,
+            {"dtype": torch.float8_e4m3fn},
+            "dtype must be a float dtype of 16 bits or more, the network's; got torch.float8_e4m3f",
+        ),
+        (
+            TypeError,
+            {"denoise": lambda x, t: x.to(torch.float8_e4m3fn)},
+            "denoise must return a tensor of a float dtype of 16 bits or more; got torch.float8_e4",
+        ),
         (
             ValueError,
             {"dtype": torch.int32},
-            "dtype must be a float dtype, the network's; got torch",
+            "dtype must be a float dtype of 16 bits or more, the network's; got torch.int32",
         ),
         (
             TypeError,
@@ -56,12 +85,12 @@ PLAN = {"solver": "dpmpp_2m", "steps": 3}
         (
             ValueError,
             {"start": torch.ones(2, 3).int()},
-            "start must be a float tensor on the device of noise, cpu; got torch.int32 on cpu",
+            "start must be a float tensor of 16 bits or more on the device of noise, cpu; got t",
         ),
         (
             ValueError,
             {"start": torch.ones(2, 3, device="meta")},
-            "start must be a float tensor on the device of noise, cpu; got torch.float32 on meta",
+            "on the device of noise, cpu; got torch.float32 on meta",
         ),
         (TypeError, {"callback": 3}, "callback must be a function callback(i, t, x); got int"),
         (
@@ -72,7 +101,7 @@ PLAN = {"solver": "dpmpp_2m", "steps": 3}
         (
             TypeError,
             {"denoise": lambda x, t: x.long()},
-            "denoise must return a tensor of a float dtype; got torch.int64",
+            "denoise must return a tensor of a float dtype of 16 bits or more; got torch.int64",
         ),
         (
             ValueError,
@@ -92,7 +121,7 @@ PLAN = {"solver": "dpmpp_2m", "steps": 3}
         (
             TypeError,
             {"denoise": lambda x, t: (x, x.int()), "plan": fastdiff.plan(**PLAN, guidance=2.0)},
-            "denoise must return cond of a float dtype; got torch.int32",
+            "denoise must return cond of a float dtype of 16 bits or more; got torch.int32",
         ),
         (
             ValueError,

@@ -1,9 +1,12 @@
 """Noise schedules against diffusers' own classes, and against their definitions."""
 
+import re
+
 import numpy as np
 import pytest
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
+import fastdiff
 from fastdiff.schedules import NoiseSchedule
 from fastdiff.schedules.noise import (
     BETA_SCHEDULES,
@@ -92,7 +95,77 @@ def test_unknown_schedule_lists_the_known():
         NoiseSchedule.named("cosine")
 
 
-@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        *(
+            (
+                lambda n=n, f=f: f(train_steps=n),
+                f"train_steps must be a whole number >= 2; got {n!r}",
+            )
+            for n in ("a", -3, 0, 1, None, True, 2.5)
+            for f in (NoiseSchedule.vp, NoiseSchedule.flow)
+        ),
+        *(
+            (
+                lambda v=v: NoiseSchedule.vp(beta_start=v),
+                "beta_start must be a number in (0, 1), or N",
+            )
+            for v in (-1, 0, 1.0, float("nan"), "0.1", True)
+        ),
+        (
+            lambda: NoiseSchedule.vp(beta_end=2),
+            "beta_end must be a number in (0, 1), or None; got 2",
+        ),
+        (
+            lambda: NoiseSchedule.vp(["linear"]),
+            "noise schedule must be one of linear, scaled_linear",
+        ),
+        (lambda: NoiseSchedule.vp("flow"), "got 'flow'. Make that one with NoiseSchedule.flow()"),
+        (
+            lambda: NoiseSchedule.vp(rescale_betas_zero_snr="no"),
+            "rescale_betas_zero_snr must be True or False; got 'no'",
+        ),
+        (
+            lambda: NoiseSchedule.vp("linear", 100_000),
+            "alphas_cumprod, the products of 1 - beta, must lie in (0, 1), in float64; got",
+        ),
+        (
+            lambda: NoiseSchedule.vp("linear", 10**5, None, None, True),
+            "alphas_cumprod, the products",
+        ),
+        (
+            lambda: NoiseSchedule.from_betas([1e-18, 0.1]),
+            "alphas_cumprod, the products of 1 - beta",
+        ),
+        (
+            lambda: NoiseSchedule.from_betas("ab"),
+            "trained_betas must be one-dimensional, at least t",
+        ),
+        (lambda: NoiseSchedule("edm", 1000), "kind must be vp or flow; got 'edm'"),
+        (
+            lambda: NoiseSchedule("vp", 1000),
+            "alphas_cumprod must have shape (train_steps,) = (1000,)",
+        ),
+    ],
+)
+def test_wrong_arguments(make, message):
+    """Each names the argument, what it got, and what would do."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+@pytest.mark.parametrize("family", [NoiseSchedule.vp(train_steps=2), NoiseSchedule.flow(1e6, 2)])
+def test_the_least_number_of_training_steps(family):
+    flow = family.kind == "flow"
+    prediction = "flow_prediction" if flow else "epsilon"
+    plan = fastdiff.plan("dpmpp_2m", steps=3, noise=family, prediction=prediction)
+    assert plan.steps == 3
+
+
+@pytest.mark.parametrize(
+    "shift", [0.0, -1.0, float("nan"), float("inf"), 1e300, "3", True, None, [3.0]]
+)
 def test_shift_must_be_positive(shift):
     with pytest.raises(ValueError, match="shift must be above 0"):
         NoiseSchedule.flow(shift)

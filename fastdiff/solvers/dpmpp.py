@@ -24,6 +24,9 @@ REPEATED = (
 )
 
 
+NO_SIGNAL = 2.0**-17  # of alpha: weights 1 / alpha of x and n cancel, and 1e-11 of 1 must be left
+
+
 def order_at(
     i: int, n: int, k: int, order: int, lower_order_final: bool, euler_at_final: bool
 ) -> int:
@@ -70,12 +73,12 @@ def dpmpp(
     if s1 == 0:  # h is infinite: the sample is the prediction of x_0
         last = Weights(d=a1, h=(0.0,) * past)
         return Row(last, (kept,) if past else ())
+    if predict == "noise" and a < NO_SIGNAL * s:
+        raise ValueError(
+            "a solver that predicts the noise cannot start from a level without signal "
+            f"(alpha = {a:g}); use DPM-Solver++ or start below it"
+        )
     if a == 0:  # h is infinite at the other end: no signal yet, so a first step of first order
-        if predict == "noise":
-            raise ValueError(
-                "a solver that predicts the noise cannot start from a level without signal "
-                "(alpha = 0); use DPM-Solver++ or start below it"
-            )
         fresh = s1 * s_noise if eta > 0 else 0.0
         start = Weights(x=0.0 if eta > 0 else s1 / s, d=a1, z=fresh, h=(0.0,) * past)
         return Row(start, (kept,) if past else ())
