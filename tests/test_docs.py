@@ -1,10 +1,12 @@
 """Snippets run, links lead somewhere, commands exist: README.md, CONTRIBUTING.md, docs/*.md.
 
+Commands that docstrings and messages of the code name between backticks exist too.
 The Python snippets of a page run in order in one namespace, where `pipe` (a Stable Diffusion
 pipeline, tiny, random weights) and `denoise` (a network that finds no noise) exist.  A fence tagged
 `python no-run` is left out; it must say that it needs a GPU or a download.
 """
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -63,26 +65,57 @@ def test_links_lead_to_files(path):
             assert (path.parent / target.split("#")[0]).exists(), target
 
 
+def named(text):
+    """The command lines between backticks."""
+    return re.findall(r"`((?:fastdiff|make|python) [^`]+)`", text)
+
+
 def commands(path):
-    """Every command line of a page: in `sh` fences, and in the text between backticks."""
+    """Every command line of a page: in `sh` fences; between backticks, `text` fences included."""
     text = path.read_text()
     shell = [code.replace("\\\n", " ") for _, code, _ in fences(path, "sh")]
     lines = [line for code in shell for line in code.splitlines()]
-    lines += re.findall(r"`((?:fastdiff|make|python) [^`]+)`", FENCE.sub("", text))
+    lines += named(FENCE.sub("", text))
+    lines += [line for _, code, _ in fences(path, "text") for line in named(code)]
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def strings(path):
+    """Every string of a source file: docstrings, messages, help."""
+    tree = ast.walk(ast.parse(path.read_text()))
+    return [n.value for n in tree if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
+def must_exist(words):
+    """Fail if the command line names a command, an option, a target or a file that is not there."""
+    group = typer.main.get_command(app)
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    if words[:1] == ["fastdiff"] and words[1:]:
+        assert words[1] in group.commands, words
+        # parsed, not run: an unknown option or a missing argument raises
+        group.commands[words[1]].make_context(words[1], words[2:])
+    elif words[:1] == ["make"]:
+        assert words[1] in targets, words
+    elif words[0].endswith("python") and words[1:2] == ["-m"]:
+        assert importlib.util.find_spec(words[2]), words
+    elif words[0].endswith("python") and words[1:2]:
+        assert (ROOT / words[1]).exists(), words
 
 
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
 def test_commands_exist(path):
-    group = typer.main.get_command(app)
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for words in commands(path):
-        if words[:1] == ["fastdiff"] and words[1:]:
-            # parsed, not run: an unknown option or a missing argument raises
-            group.commands[words[1]].make_context(words[1], words[2:])
-        elif words[:1] == ["make"]:
-            assert words[1] in targets
-        elif words[0].endswith("python") and words[1:2] == ["-m"]:
-            assert importlib.util.find_spec(words[2]), words
-        elif words[0].endswith("python") and words[1:2]:
-            assert (ROOT / words[1]).exists(), words
+        must_exist(words)
+
+
+def test_commands_named_in_the_code_exist():
+    found = [
+        line
+        for folder in ("fastdiff", "kernels", "benchmarks", "examples", "docs")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for text in strings(path)
+        for line in named(text)
+    ]
+    assert any(line.startswith("fastdiff ") for line in found)
+    for line in found:
+        must_exist(shlex.split(line, comments=True))
