@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,21 @@ def vector(name: str, values: Any) -> NDArray[np.float64]:
             f"{name} must be one-dimensional, finite and at least one long; got shape {out.shape}"
         )
     return out
+
+
+def whole_steps(steps: Any) -> None:
+    """Raise unless num_inference_steps is None or a whole number of at least 1."""
+    if steps is None:
+        return
+    try:
+        fine = not isinstance(steps, bool) and operator.index(steps) >= 1
+    except TypeError:
+        fine = False
+    if not fine:
+        raise ValueError(
+            f"num_inference_steps must be a whole number of at least 1; got {steps!r}. Custom "
+            "steps are timesteps=[..] or sigmas=[..]"
+        )
 
 
 def without_shift(scheduler: object, mu: float | None) -> None:

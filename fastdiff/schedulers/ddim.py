@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastdiff.schedulers.custom import without_shift
+from fastdiff.schedulers.custom import whole_steps, without_shift
 from fastdiff.schedulers.fused import Entry, Place, draw
 from fastdiff.schedulers.stateless import (
     BOUNDED,
@@ -50,6 +50,7 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
         mu         refused: there is no flow schedule to shift
         """
         without_shift(self, mu)
+        whole_steps(num_inference_steps)
         custom = self._custom_timesteps(num_inference_steps, timesteps, sigmas)
         if custom is not None:
             self.timesteps = to_tensor(custom)
@@ -127,7 +128,7 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
                 raise ValueError("pass generator or variance_noise, not both; got both")
             noise = variance_noise
             if noise is None:
-                noise = draw(model_output, generator, model_output.dtype)
+                noise = draw(model_output, generator)
         place = self._place(t, index, eta, use_clipped_model_output)
         prev, x0 = self._stateless(state, rows, place, sample, model_output, noise)
         if not return_dict:

@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastdiff.schedulers.custom import without_shift
+from fastdiff.schedulers.custom import whole_steps, without_shift
 from fastdiff.schedulers.fused import Entry, Place, draw
 from fastdiff.schedulers.quirks import rounded_chain
 from fastdiff.schedulers.stateless import (
@@ -56,6 +56,7 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
         if num_inference_steps is not None and (timesteps is not None or sigmas is not None):
             raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got two")
         without_shift(self, mu)
+        whole_steps(num_inference_steps)
         custom = self._custom_timesteps(num_inference_steps, timesteps, sigmas)
         if custom is not None:
             self.timesteps = to_tensor(custom)
@@ -122,7 +123,7 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
         state, rows = self._ready()
         t, index = self._time(timestep)
         place = (t, self._previous(t, index))
-        noise = draw(model_output, generator, model_output.dtype) if t > 0 else None
+        noise = draw(model_output, generator) if t > 0 else None
         prev, x0 = self._stateless(state, rows, place, sample, model_output, noise)
         if not return_dict:
             return prev, x0

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.predictions import Conversion
-from fastdiff.schedulers.custom import descending, vector
+from fastdiff.schedulers.custom import descending, vector, whole_steps
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
 from fastdiff.schedulers.quirks import parameters
 from fastdiff.solvers.dpmpp import dpmpp
@@ -65,6 +65,7 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
                    use_flow_sigmas, N of them are shifted by flow_shift (or exp(mu)), as diffusers'
                    flow schedulers do with the sigmas that a pipeline passes
         """
+        whole_steps(num_inference_steps)
         shift = self.config.flow_shift
         if mu is not None and not self.config.use_dynamic_shifting:
             raise ValueError(
@@ -215,7 +216,9 @@ class DPMSolverMultistepScheduler(FusedStep, diffusers.DPMSolverMultistepSchedul
             else:
                 noise = variance_noise.to(model_output.device, torch.float32)
         # diffusers converts first: x' has the dtype of what it keeps
-        dtype = model_output.dtype if from_output else promote(sample, model_output)
+        dtype = promote(sample, model_output)
+        if from_output:
+            dtype = model_output.dtype
         reads = entry.reads
         history = past[: -1 - reads : -1] if reads else ()
         # before the update, so that the memory of the oldest is there for the new one: 3 large

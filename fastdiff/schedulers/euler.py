@@ -19,8 +19,8 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastdiff.schedulers.custom import descending, vector, without_shift
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, within
+from fastdiff.schedulers.custom import descending, vector, whole_steps, without_shift
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
 from fastdiff.solvers.euler import euler, euler_ancestral
 from fastdiff.solvers.row import Grid, Row
 from fastdiff.table import conversion, encode
@@ -93,7 +93,8 @@ class EulerStep(FusedStep):
         i: int = self._step_index  # type: ignore[assignment]
         place = (i, numbers)
         entry = rows[place]
-        noise = draw(model_output, generator, model_output.dtype) if entry.draw else None
+        promote(sample, model_output)  # both are tensors
+        noise = draw(model_output, generator) if entry.draw else None
         out = model_output.dtype
         # diffusers takes the sample in float32
         x0_dtype = out if state.facts else torch.promote_types(torch.float32, out)
@@ -140,6 +141,7 @@ class EulerDiscreteScheduler(EulerStep, diffusers.EulerDiscreteScheduler):  # ty
         mu         refused: there is no flow schedule to shift
         """
         without_shift(self, mu)
+        whole_steps(num_inference_steps)
         if timesteps is not None:
             timesteps = vector("timesteps", timesteps)
         if sigmas is not None:
@@ -196,6 +198,7 @@ class EulerAncestralDiscreteScheduler(
         mu         refused: there is no flow schedule to shift
         """
         without_shift(self, mu)
+        whole_steps(num_inference_steps)
         if timesteps is None and sigmas is None:
             if num_inference_steps is None:
                 raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
@@ -209,6 +212,11 @@ class EulerAncestralDiscreteScheduler(
         else:
             values = vector("timesteps", timesteps)
             descending("timesteps", values)
+            if num_inference_steps not in (None, len(values)):
+                raise ValueError(
+                    f"num_inference_steps must be None or {len(values)}, the number of timesteps; "
+                    f"got {num_inference_steps}"
+                )
             known = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
             body = np.interp(values, np.arange(len(known)), known)
             levels = np.append(body, 0.0).astype(np.float32)

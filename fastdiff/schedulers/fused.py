@@ -314,9 +314,13 @@ def values_of(tensor: Tensor) -> NDArray[np.float64]:
 
 
 def draw(
-    like: Tensor, generator: torch.Generator | list[torch.Generator] | None, dtype: torch.dtype
+    like: Tensor,
+    generator: torch.Generator | list[torch.Generator] | None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Unit normal noise with the random numbers that diffusers would draw."""
+    """Unit normal noise for a model output, with the random numbers that diffusers would draw."""
+    tensor("model_output", like)
+    dtype = dtype or like.dtype
     if isinstance(generator, list) and len(generator) != 1 and len(generator) < like.shape[0]:
         raise ValueError(
             f"generator must be one generator or one per sample ({like.shape[0]}); got a list of "
@@ -337,10 +341,24 @@ def within(i: int, sigmas: NDArray[np.float64]) -> None:
         )
 
 
-def promote(first: Tensor, second: Tensor) -> torch.dtype:
+def promote(sample: Tensor, model_output: Tensor) -> torch.dtype:
     """The dtype that PyTorch gives a sum of the two."""
-    a, b = first.dtype, second.dtype
-    return a if a is b else torch.promote_types(a, b)
+    try:
+        a, b = sample.dtype, model_output.dtype
+        return a if a is b else torch.promote_types(a, b)
+    except (AttributeError, TypeError):
+        tensor("sample", sample)
+        tensor("model_output", model_output)
+        raise
+
+
+def tensor(name: str, value: object) -> None:
+    """Raise unless an argument of `step` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor of shape (B, *shape); got {type(value).__name__}. Pass what "
+            "the network returned (.sample of a diffusers model) and the sample that it was given"
+        )
 
 
 __all__ = ["Entry", "FusedStep", "Place", "Rows", "State", "draw", "promote", "within"]

@@ -1,5 +1,6 @@
 """What is wrong is said in words that name the argument, and the scheduler works afterwards."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,3 +95,31 @@ def test_a_step_after_the_last_one(name):
 def test_set_timesteps_names_what_is_wrong(name, given, named):
     with pytest.raises(ValueError, match=named):
         ours(name)(**SD).set_timesteps(**given)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, "x", True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_number_of_steps_that_is_none_is_named(name, wrong):
+    s = ours(name)(**SD)
+    before = s.timesteps.clone()
+    with pytest.raises(ValueError, match=r"num_inference_steps must be a whole number of at least"):
+        s.set_timesteps(wrong)
+    assert torch.equal(s.timesteps, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_number_of_steps_beside_others_is_refused(name):
+    s = ours(name)(**SD)
+    with pytest.raises(ValueError, match=r"num_inference_steps|[Oo]nly one of|not both"):
+        s.set_timesteps(5, timesteps=[500, 4])
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+@pytest.mark.parametrize("wrong", [None, np.zeros(SHAPE, np.float32), [1.0]], ids=type)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_tensor_is_named(name, wrong, prediction):
+    s, t, e, x = first_step(name, prediction_type=prediction)
+    with pytest.raises(TypeError, match=r"model_output must be a tensor .*; got (None|nd|list)"):
+        s.step(wrong, t, x)
+    with pytest.raises(TypeError, match=r"sample must be a tensor .*; got (None|nd|list)"):
+        s.step(e, t, wrong)
