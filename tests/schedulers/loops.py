@@ -53,6 +53,9 @@ def loop(
     x, seen = latents(s), []
     generator = torch.Generator().manual_seed(3)
     call = dict(call or {})
+    if given := call.get("generator"):  # each of two runs to compare starts from its state
+        many = [g.clone_state() for g in (given if isinstance(given, list) else [given])]
+        call["generator"] = many if isinstance(given, list) else many[0]
     if "generator" in s.step.__code__.co_varnames and "variance_noise" not in call:
         call.setdefault("generator", generator)
     for i, t in enumerate(s.timesteps[begin:], begin):
