@@ -5,9 +5,10 @@ of its two layouts) plus eps / 4 of the RMS of the result; the largest error at 
 PyTorch's largest plus eps / 4 of the largest result.  Both errors are those to float64, from the
 operands as they were rounded.  PyTorch is given v, rounded to the dtype, not what v is made of.
 
-PyTorch folds GroupNorm to v * A + B and is wrong by a twelfth of the result at mean / std = 1000.  So there is a second limit, which holds for any mean: the RMS of our error is at most eps / 2
-of the RMS of the result, for its rounding, plus 4 eps(float32) (1 + |mean| / std) of it, for the
-roundings of v - mean, of the mean itself, and of what follows.
+PyTorch folds GroupNorm to v * A + B and is wrong by a twelfth of the result at mean / std = 1000.
+So there is a second limit, which holds for any mean: the RMS of our error is at most eps / 2 of the
+RMS of the result, for its rounding, plus 4 eps(float32) (1 + |mean| / std) of it, for the roundings
+of v - mean, of the mean itself, and of what follows.
 """
 
 import torch
