@@ -34,6 +34,7 @@ weight and bias contiguous; addend (N, C) contiguous float32 (float64 with x) or
 allocated, total None without residual.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ from fastdiff.ops.group_norm_checks import (
     check_outputs,
     check_overlap,
     dense,
+    fits,
 )
 from fastdiff.ops.group_norm_reference import group_norm_ref
 
@@ -84,6 +86,8 @@ def group_norm(
     args = (x, groups, weight, bias, eps, silu, addend, residual, x2, tokens)
     tensors = (x, weight, bias, addend, residual, x2)
     check_arguments(x, groups, weight, bias, eps, addend, residual, x2)
+    y: Tensor
+    total: Tensor | None
     if torch.compiler.is_compiling():
         y, total = _through_dispatcher(*args)
     elif backends.why_reference(*tensors) is None:
@@ -184,10 +188,10 @@ def _native(
     x, weight and bias; last: channels last, else contiguous.
     """
     tensors = (x, x2, residual, addend, weight, bias, out, total)
-    addresses = tuple(0 if t is None else t.data_ptr() for t in tensors)
-    dtypes = tuple(0 if t is None else DTYPE_CODES[t.dtype] for t in (x, weight, bias))
-    second = 0 if x2 is None else x2.shape[1]
-    sizes = (x.shape[0], x.shape[2:].numel(), x.shape[1], second)
+    addresses = [0 if t is None else t.data_ptr() for t in tensors]
+    dtypes = [0 if t is None else DTYPE_CODES[t.dtype] for t in (x, weight, bias)]
+    samples, first, *spatial = x.shape
+    sizes = (samples, math.prod(spatial), first, 0 if x2 is None else x2.shape[1])
     return addresses, dtypes, sizes, groups, eps, silu, tokens, channels_last(x)
 
 
@@ -199,7 +203,9 @@ def _foreign(tensor: Tensor | None) -> bool:
 
 def _empty(like: Tensor, channels: int) -> Tensor:
     """(N, channels, *spatial) uninitialised, in the layout of `like`, which is dense."""
-    samples, _, *spatial = like.shape
+    samples, own, *spatial = like.shape
+    if channels == own:
+        return torch.empty_like(like)
     if channels_last(like):
         return like.new_empty((samples, *spatial, channels)).movedim(-1, 1)
     return like.new_empty((samples, channels, *spatial))
@@ -207,21 +213,23 @@ def _empty(like: Tensor, channels: int) -> Tensor:
 
 def _results(
     x: Tensor, residual: Tensor | None, x2: Tensor | None, tokens: bool
-) -> tuple[Tensor, Tensor]:
-    """y and total (empty without residual), uninitialised; x is dense."""
+) -> tuple[Tensor, Tensor | None]:
+    """y, and with a residual total, uninitialised; x is dense."""
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
-    places = x.shape[2:].numel()
-    y = x.new_empty((x.shape[0], places, channels)) if tokens else _empty(x, channels)
-    return y, x.new_empty(0) if residual is None else _empty(x, channels)
+    total = None if residual is None else _empty(x, channels)
+    if tokens:
+        return x.new_empty((x.shape[0], x.shape[2:].numel(), channels)), total
+    return _empty(x, channels), total
 
 
 def _laid_out(tensor: Tensor | None, like: Tensor) -> Tensor | None:
     """tensor (N, any, *spatial) in the layout of `like`, which is dense."""
     if tensor is None:
         return None
-    if channels_last(like):
-        return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
-    return tensor.contiguous()
+    last = channels_last(like)
+    if fits(tensor, last):
+        return tensor
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if last else tensor.contiguous()
 
 
 def _launch(
@@ -237,8 +245,10 @@ def _launch(
     tokens: bool,
     out: Tensor,
     total: Tensor | None,
+    fresh: bool,
 ) -> None:
-    """Bring the operands to the layout of x, which is dense, and run the kernel."""
+    """Bring the operands to the layout of x, which is dense, and run the kernel; fresh: out and
+    total are new memory."""
     launch = backends.resolve("group_norm", backends.Key(x.device.type, x.dtype))
     if x.shape[0] == 0:
         return
@@ -247,6 +257,8 @@ def _launch(
     if addend is not None:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         addend = addend.to(wide).expand(x.shape[0], -1).contiguous()
+    if not fresh:
+        check_overlap((x, weight, bias, addend, residual, x2), (out, total))
     launch(x, groups, weight, bias, eps, silu, addend, residual, x2, tokens, out, total)
 
 
@@ -261,11 +273,10 @@ def _functional(
     residual: Tensor | None,
     x2: Tensor | None,
     tokens: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     x = dense(x)
     y, total = _results(x, residual, x2, tokens)
-    into = (y, None if residual is None else total)
-    _launch(x, groups, weight, bias, eps, silu, addend, residual, x2, tokens, *into)
+    _launch(x, groups, weight, bias, eps, silu, addend, residual, x2, tokens, y, total, True)
     return y, total
 
 
@@ -284,15 +295,18 @@ def _out(
     out: Tensor,
     total: Tensor | None = None,
 ) -> None:
-    read = {"x": x, "weight": weight, "bias": bias, "addend": addend}
-    check_overlap(read | {"residual": residual, "x2": x2}, {"out": out, "total": total})
     args = (groups, weight, bias, eps, silu, addend, residual, x2, tokens)
-    _launch(dense(x), *args, out, total)
+    _launch(dense(x), *args, out, total, False)
 
 
 def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     residual, x2, tokens = rest[6:]
-    return _results(dense(x), residual, x2, tokens)
+    return _total_or_empty(x, *_results(dense(x), residual, x2, tokens))
+
+
+def _total_or_empty(x: Tensor, y: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What the op returns, whose schema has no optional result."""
+    return y, x.new_empty(0) if total is None else total
 
 
 def _through_dispatcher(*args: Any) -> tuple[Tensor, Tensor]:
@@ -306,7 +320,7 @@ def _check(*args: Any) -> None:
 
 def _functional_op(*args: Any) -> tuple[Tensor, Tensor]:
     _check(*args)  # whoever calls torch.ops directly reaches raw addresses, too
-    return _functional(*args)
+    return _total_or_empty(args[0], *_functional(*args))
 
 
 def _out_op(*args: Any, out: Tensor, total: Tensor | None = None) -> None:

@@ -1,20 +1,28 @@
 """What group_norm asks of its arguments; errors name the argument, what it got, what would do."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 
+def fits(x: Tensor, last: bool) -> bool:
+    """Whether x (N, C, *spatial) lies contiguous, or `last`, with its channels innermost."""
+    if not last:
+        return x.is_contiguous()
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.movedim(1, -1).is_contiguous()
+
+
 def channels_last(x: Tensor) -> bool:
     """Whether the channels of x (N, C, *spatial) are innermost; False where both layouts agree."""
-    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+    return not x.is_contiguous() and fits(x, True)
 
 
 def dense(x: Tensor) -> Tensor:
     """x if it is contiguous or channels last, else a contiguous copy."""
-    return x if channels_last(x) else x.contiguous()
+    return x if x.is_contiguous() or fits(x, True) else x.contiguous()
 
 
 def check_arguments(
@@ -129,7 +137,7 @@ def check_outputs(
 
 
 def check_layout(name: str, tensor: Tensor, last: bool) -> None:
-    if (tensor.movedim(1, -1) if last else tensor).is_contiguous():
+    if fits(tensor, last):
         return
     raise ValueError(
         f"{name} must be {'channels last, as x is' if last else 'contiguous'}; got strides "
@@ -138,25 +146,21 @@ def check_layout(name: str, tensor: Tensor, last: bool) -> None:
     )
 
 
-def check_overlap(read: dict[str, Tensor | None], written: dict[str, Tensor | None]) -> None:
-    """What is written shares no memory with an operand, nor with what else is written."""
-    spans = sorted(_spans(written))
-    clashes = [(a, b) for a, b in pairwise(spans) if b[0] < a[1]]
-    clashes += [(a, b) for a in _spans(read) for b in spans if a[0] < b[1] and b[0] < a[1]]
-    for a, b in clashes:
-        raise ValueError(
-            f"{b[2]} must not overlap {a[2]} in memory. Give each result memory of its own"
-        )
+OPERANDS = ("x", "weight", "bias", "addend", "residual", "x2")
 
 
-def _spans(named: dict[str, Tensor | None]) -> list[tuple[int, int, str]]:
-    return [
-        (t.data_ptr(), t.data_ptr() + t.element_size() * _extent(t), name)
-        for name, t in named.items()
-        if t is not None and t.numel()
+def check_overlap(read: Sequence[Tensor | None], written: Sequence[Tensor | None]) -> None:
+    """out and total share no memory with OPERANDS, nor with each other; all are dense."""
+    spans = [
+        (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), name)
+        for name, t in zip(("out", "total"), written, strict=True)
+        if t is not None
     ]
-
-
-def _extent(t: Tensor) -> int:
-    """Elements from the first to the last one in memory."""
-    return 1 + sum((n - 1) * abs(s) for n, s in zip(t.shape, t.stride(), strict=True))
+    for begin, end, name in spans:
+        for other, tensor in zip((*OPERANDS, "out"), (*read, written[0]), strict=True):
+            if tensor is None or tensor.data_ptr() >= end or other == name:
+                continue
+            if tensor.data_ptr() + tensor.numel() * tensor.element_size() > begin:
+                raise ValueError(
+                    f"{name} must not overlap {other} in memory. Give it memory of its own"
+                )
