@@ -175,17 +175,19 @@ def small_kernel(
     if residual_ptr is None:
         added = _vector(addend_ptr, n * C + column, owned, 0.0)
         mean += added
-
-    per_group = C // groups
-    same = (column // per_group)[:, None] == (column // per_group)[None, :]
-    same = same & owned[None, :]
-    share = per_group.to(tl.float32)
-    apart = tl.where(same, mean[None, :] - mean[:, None], 0.0)
-    centre = mean + tl.sum(apart, 1) / share
-    apart = mean[None, :] - centre[:, None]
     variance = m2 / length.to(tl.float32)
-    variance = tl.sum(tl.where(same, variance[None, :] + apart * apart, 0.0), 1)
-    scale = _vector(weight_ptr, column, owned, 1.0) * _rstd(variance, share, eps)
+    centre = tl.full((BC,), 0.0, tl.float32)
+    rstd = tl.full((BC,), 0.0, tl.float32)
+    per_group = C // groups
+    for group in range(channel // per_group, end // per_group):
+        here = owned & (column // per_group == group)
+        near = tl.sum(tl.where(here, mean, 0.0), 0) / per_group
+        away = tl.where(here, mean - near, 0.0)
+        moved = tl.sum(away, 0) / per_group
+        spread = tl.sum(tl.where(here, variance + (away - moved) * (away - moved), 0.0), 0)
+        centre = tl.where(here, near + moved, centre)
+        rstd = tl.where(here, _rstd(spread, per_group, eps), rstd)
+    scale = _vector(weight_ptr, column, owned, 1.0) * rstd
     shift = _vector(bias_ptr, column, owned, 0.0)
     if residual_ptr is None:
         _write(
@@ -326,11 +328,12 @@ def launch_plan(
     width *= max(1, 64 // width)
     size = length * width * element_size
     if max(cv, rv) > 1 and not turned and width <= 128 and size <= SMALL:
-        warps, block = (8 if size <= SMALL // 4 else 16), (64 if width <= 64 else 128)
+        warps, block = (4 if size <= SMALL // 8 else 16), (64 if width <= 64 else 128)
         tile = Tile(warps * 32 * vector // block, block, 4, warps)
         return Plan(True, cv, rv, tile, tile, width, 1, 1, 1)
-    tile = Tile(2 * vector, 64, 4, 4) if last else Tile(32 * vector, 4, 4, 4)
-    store = Tile(64, 64, 1, 4) if turned else tile
+    unroll = 4 if max(cv, rv) > 1 else 1  # what is odd is read element by element
+    tile = Tile(2 * vector, 64, unroll, 4) if last else Tile(32 * vector, 4, unroll, 4)
+    store = Tile(4 * vector, 32, unroll, 4) if turned else tile
     step = tile.rows * tile.unroll
     parts = max(1, PARTS // triton.cdiv(channels, tile.channels))
     steps = triton.cdiv(length, parts * step)

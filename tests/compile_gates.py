@@ -28,8 +28,9 @@ import os
 import re
 import subprocess
 import tempfile
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -40,7 +41,8 @@ from triton.compiler import ASTSource  # noqa: E402
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-ACCESS = re.compile(r"\b(?:LDG|STG)\.[A-Z0-9.]+")
+SASS_ACCESS = re.compile(r"\b(?:LDG|STG)\.[A-Z0-9.]+")
+PTX_ACCESS = re.compile(r"\b(?:ld|st)\.global(?:\.(?!v\d)[\w:]+)*?(?:\.v(\d))?\.[bfus](\d+)\b")
 
 # The interpreter stands in for the compiler from the import of Triton on.
 compiles = pytest.mark.skipif(
@@ -48,33 +50,38 @@ compiles = pytest.mark.skipif(
 )
 
 
-class Code(NamedTuple):
+@dataclass(frozen=True)
+class Code:
     """What a kernel became."""
 
     capability: int
     ptx: str
-    sass: str
+    cubin: bytes
     registers: int
     stack: int  # bytes a thread
     shared: int  # bytes a block
     warps: int
 
+    @functools.cached_property
+    def sass(self) -> str:
+        """The instructions; half a second."""
+        return _tool("nvdisasm", self.cubin, "-c", "-ndf")
+
     def count(self, opcode: str) -> int:
         """Instructions of this opcode, with any further modifiers: "LDG.E.128", "HGMMA"."""
         return len(re.findall(rf"\b{re.escape(opcode)}\b", self.sass))
 
+    def widths(self, machine: bool = True) -> Counter[int]:
+        """{bits: accesses} to global memory, in the machine code or in the PTX before it."""
+        if not machine:
+            return Counter(int(n or 1) * int(bits) for n, bits in PTX_ACCESS.findall(self.ptx))
+        names = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256}
+        modifiers = (access.split(".") for access in SASS_ACCESS.findall(self.sass))
+        return Counter(next((names[m] for m in all_ if m in names), 32) for all_ in modifiers)
+
     def blocks(self) -> int:
         """Blocks that the 65,536 registers of a multiprocessor hold; they are given out by 8."""
         return 65536 // (32 * self.warps * (-(-self.registers // 8) * 8))
-
-    def widths(self) -> dict[int, int]:
-        """{bits: instructions} of the loads and stores of global memory."""
-        found: dict[int, int] = {}
-        for access in ACCESS.findall(self.sass):
-            sizes = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256}
-            bits = next((sizes[part] for part in access.split(".") if part in sizes), 32)
-            found[bits] = found.get(bits, 0) + 1
-        return found
 
 
 def compile_for(capability, kernel, types, constants, *, aligned=True, **options) -> Code:
@@ -103,35 +110,45 @@ def _compile(capability, kernel, types, constants, aligned, options) -> Code:
     source = ASTSource(kernel, signature, dict(constants), attributes)
     options = dict(options)
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(built.asm["cubin"])
-        usage = _tool("cuobjdump", "--dump-resource-usage", cubin)
-        sass = _tool("nvdisasm", "-c", "-ndf", cubin)
+    cubin = built.asm["cubin"]
+    usage = _tool("cuobjdump", cubin, "--dump-resource-usage")
     registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
     shared, warps = built.metadata.shared, options["num_warps"]
-    return Code(capability, built.asm["ptx"], sass, registers, stack, shared, warps)
+    return Code(capability, built.asm["ptx"], cubin, registers, stack, shared, warps)
 
 
-def _tool(name, *arguments) -> str:
-    command = [TOOLS / name, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def _tool(name, cubin, *arguments) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [TOOLS / name, *arguments, path]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def check(
-    kernel, types, constants, *, registers, widths=(32, 128), capabilities=CAPABILITIES, **rest
+    kernel,
+    types,
+    constants,
+    *,
+    registers,
+    widths=(32, 128),
+    capabilities=CAPABILITIES,
+    machine=True,
+    **rest,
 ) -> list[Code]:
     """Compile `kernel` for each capability, hold it to the limits of every kernel, return it all.
 
-    rest: aligned, and the options of the launch.
+    machine: disassemble it; False takes the widths from the PTX, and a spill from the stack alone,
+    which is where it goes.  rest: aligned, and the options of the launch.
     """
     codes = [compile_for(sm, kernel, types, constants, **rest) for sm in capabilities]
     for code in codes:
         name = f"{kernel.__name__} on sm_{code.capability}"
         assert not re.search(r"\.f64", code.ptx), f"{name}: something became float64"
         assert code.stack == 0, f"{name}: {code.stack} bytes of stack"
-        assert not code.count("LDL") + code.count("STL"), f"{name}: registers were spilled"
+        if machine:
+            assert not code.count("LDL") + code.count("STL"), f"{name}: registers were spilled"
         assert code.registers <= registers, f"{name}: {code.registers} registers"
-        other = {bits: n for bits, n in code.widths().items() if bits not in widths}
-        assert not other, f"{name}: accesses of other widths than {widths}: {other}"
+        found = code.widths(machine)
+        assert found.keys() <= set(widths), f"{name}: accesses not of {widths} bits: {found}"
     return codes
