@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NUM_WARPS = 4
-REGISTERS = 64  # eight blocks of 128 threads fit the 65,536 of a multiprocessor
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False, "ptx_version": 87}
+REGISTERS = 48  # ten blocks of 128 threads fit the 65,536 of a multiprocessor
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def contiguous_kernel(
 
 def tile_size(element_size: int) -> int:
     """Elements per program: two 16-byte loads of each operand for each thread."""
-    return 2 * NUM_WARPS * 32 * (16 // element_size)
+    return 2 * OPTIONS["num_warps"] * 32 * (16 // element_size)
 
 
 def columns(length: int, element_size: int) -> int:
@@ -113,8 +113,7 @@ def launch(
                 length,
                 ROWS=tile // width,
                 COLUMNS=width,
-                num_warps=NUM_WARPS,
-                enable_fp_fusion=False,
+                **OPTIONS,
             )
         else:
             size = x.numel() // samples if per_sample else x.numel()
@@ -128,6 +127,5 @@ def launch(
                 size,
                 C=channels,
                 BLOCK=tile,
-                num_warps=NUM_WARPS,
-                enable_fp_fusion=False,
+                **OPTIONS,
             )

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastdiff
 from fastdiff import backends
 from fastdiff.ops.add_layer_norm import MAX_WIDTH, add_layer_norm, add_layer_norm_ref
+from tests import compile_gates
 from tests.pointwise_cases import (
     DEVICE,
     DTYPES,
@@ -119,7 +120,7 @@ def test_what_is_not_contiguous_is_copied():
 X = torch.zeros(2, 8)
 WRONG = [
     ((torch.zeros(()), None), ValueError, r"x must be \(\.\., D\) .* got \(\)"),
-    ((torch.zeros(3, 0), None), ValueError, r"D from 1 to 16384, got \(3, 0\)\. For other widths"),
+    ((torch.zeros(3, 0), None), ValueError, r"D from 1 to 8192, got \(3, 0\)\. For other widths"),
     ((torch.zeros(1, MAX_WIDTH + 1), None), ValueError, r"x must be .*functional\.layer_norm"),
     ((torch.zeros(2, 8, dtype=torch.int32), None), TypeError, r"x .* got torch\.int32\. Try"),
     ((X, torch.zeros(8)), ValueError, r"residual must be \(2, 8\).* got \(8,\).*Try residual\.exp"),
@@ -314,3 +315,58 @@ def test_kernel_bits_of_a_row_do_not_depend_on_the_others(width):
         alone = launch(x[part].contiguous(), residual[part].contiguous(), weight, bias)
         assert torch.equal(alone[0], y[part])
         assert torch.equal(alone[1], total[part])
+
+
+def gates(width, dtype="bf16", parameters=None, absent=(), **rest):
+    """compile_gates on the kernel for rows of a width."""
+    from fastdiff.kernels import add_layer_norm as kernel
+
+    tile = kernel.tiles(width, 4 if dtype == "fp32" else 2)
+    names = ("x_ptr", "residual_ptr", "y_ptr", "total_ptr")
+    types = dict.fromkeys(names, f"*{dtype}") | {"rows": "i32", "D": "i32:16", "eps": "fp32"}
+    types |= dict.fromkeys(("weight_ptr", "bias_ptr"), f"*{parameters or dtype}")
+    types |= rest.pop("types", {})
+    types = {name: kind for name, kind in types.items() if name not in absent}
+    options = kernel.OPTIONS | {"num_warps": tile.pop("num_warps")}
+    rest = {"registers": kernel.REGISTERS, "widths": (128,)} | options | rest
+    constants = tile | dict.fromkeys(absent)
+    return compile_gates.check(kernel.add_layer_norm_kernel, types, constants, **rest)
+
+
+@compile_gates.compiles
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("width", [320, 640, 1280, 2560])
+def test_compiles_to_16_byte_accesses_everywhere(width, dtype):
+    """x, residual, weight and bias are read, and y and total written, in 5 pieces each."""
+    for code in gates(width, dtype):
+        assert code.count("LDG.E.128") == 4 * 5
+        assert code.count("STG.E.128") == 2 * 5
+        if width <= 1280 and dtype == "bf16":
+            assert code.shared == 0, "a warp needs no shared memory for its sums"
+
+
+def every_way():
+    """A width for each tile that a launch can choose."""
+    from fastdiff.kernels.add_layer_norm import tiles
+
+    ways = {(size, *tiles(w, size).values()): w for size in (2, 4) for w in range(1, MAX_WIDTH + 1)}
+    return [(w, "fp32" if size == 4 else "bf16") for (size, *_), w in ways.items()]
+
+
+@compile_gates.compiles
+def test_every_tile_compiles():
+    ways = every_way()
+    assert len(ways) == 37
+    for width, dtype in ways:
+        gates(width, dtype, capabilities=[90])
+
+
+@compile_gates.compiles
+def test_variants_compile():
+    on_one = {"capabilities": [90]}
+    gates(320, "fp16", "fp32", **on_one)
+    for absent in (("residual_ptr", "total_ptr"), ("weight_ptr", "bias_ptr"), ("bias_ptr",)):
+        gates(1280, "bf16", absent=absent, **on_one)
+    odd = {"types": {"D": "i32"}, "aligned": False, "registers": 168, "capabilities": [80, 90]}
+    gates(333, "bf16", widths=(16,), **odd)
+    gates(333, "fp32", widths=(32,), **odd)

@@ -1,5 +1,7 @@
 """bias_residual: contract, numbers, errors, inside PyTorch, and the Triton kernels."""
 
+import re
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -7,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastdiff
 from fastdiff import backends
 from fastdiff.ops.bias_residual import bias_residual, bias_residual_ref
+from tests import compile_gates
 from tests.pointwise_cases import (
     DEVICE,
     DTYPES,
@@ -257,3 +260,80 @@ def test_kernel_numbers(layout, dtype):
 def test_kernel_empty():
     for shape in ((0, 4, 2), (2, 0, 3), (2, 5, 0)):
         assert launch(*make(0, shape)).shape == shape
+
+
+def gates(kernel_name, constants, dtype="bf16", bias=None, absent=(), **rest):
+    """compile_gates on one of the kernels; sizes are multiples of 16, as those of every model."""
+    from fastdiff.kernels import bias_residual as kernel
+
+    function = getattr(kernel, kernel_name)
+    types = dict.fromkeys(("x_ptr", "residual_ptr", "y_ptr"), f"*{dtype}") | {"scale": "fp32"}
+    types |= {"bias_ptr": f"*{bias or dtype}", "size": "i32:16", "L": "i32:16"}
+    types |= {"rows": "i32", "biases": "i32"} | rest.pop("types", {})
+    types = {n: t for n, t in types.items() if n in function.arg_names and n not in absent}
+    rest = {"registers": kernel.REGISTERS} | kernel.OPTIONS | rest
+    codes = compile_gates.check(function, types, constants | dict.fromkeys(absent), **rest)
+    for code in codes:
+        assert not re.search(r"\bfma\.rn\.f32", code.ptx), "a product was fused into a sum"
+    return codes
+
+
+@compile_gates.compiles
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("channels", [4, 320, 640, 960])
+def test_compiles_to_16_byte_accesses_channels_last(channels, dtype):
+    """All but the bias of 4 channels in 16 bit, which is 8 bytes."""
+    from fastdiff.kernels.bias_residual import tile_size
+
+    constants = {"C": channels, "BLOCK": tile_size(4 if dtype == "fp32" else 2)}
+    few = channels == 4 and dtype == "bf16"
+    everywhere = channels in (4, 320)
+    some = {} if everywhere else {"capabilities": [90]}
+    for code in gates("channels_last_kernel", constants, dtype, widths=(64, 128), **some):
+        assert code.count("LDG.E.128") >= 4
+        assert code.count("STG.E.128") == 2
+        assert code.widths().get(64, 0) == few
+
+
+@compile_gates.compiles
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("length", [64, 4096])
+def test_compiles_to_16_byte_accesses_contiguous(length, dtype):
+    """All but the bias, one number for each row that a thread has a part of."""
+    from fastdiff.kernels.bias_residual import columns, tile_size
+
+    size = 4 if dtype == "fp32" else 2
+    width = columns(length, size)
+    constants = {"ROWS": tile_size(size) // width, "COLUMNS": width}
+    for code in gates("contiguous_kernel", constants, dtype, widths=(8 * size, 128)):
+        assert code.count("LDG.E.128") == 4
+        assert code.count("STG.E.128") == 2
+        assert code.widths()[8 * size] <= 2
+
+
+@compile_gates.compiles
+def test_every_tile_compiles():
+    from fastdiff.kernels.bias_residual import columns, tile_size
+
+    tiles = {(s, columns(n, s)) for s in (2, 4) for n in range(1, 4097)}
+    assert len(tiles) == 2 * 8
+    for size, width in sorted(tiles):
+        constants = {"ROWS": tile_size(size) // width, "COLUMNS": width}
+        dtype = "fp32" if size == 4 else "bf16"
+        gates("contiguous_kernel", constants, dtype, widths=(8 * size, 128), capabilities=[90])
+
+
+@compile_gates.compiles
+def test_variants_compile():
+    """Absent operands, a bias in float32, halves; odd sizes and addresses: narrow, not worse."""
+    last, first = {"C": 320, "BLOCK": 2048}, {"ROWS": 2, "COLUMNS": 1024}
+    one = {"capabilities": [90]}
+    for absent in (("bias_ptr",), ("residual_ptr",), ("bias_ptr", "residual_ptr")):
+        gates("channels_last_kernel", last, absent=absent, widths=(128,), **one)
+        gates("contiguous_kernel", first, absent=absent, widths=(16, 128), **one)
+    gates("channels_last_kernel", last, "fp16", "fp32", widths=(128,), **one)
+    gates("contiguous_kernel", first, "fp16", "fp32", widths=(32, 128), **one)
+    odd = {"types": {"size": "i32", "L": "i32"}, "aligned": False, "registers": 128}
+    for sm in (80, 90):
+        gates("channels_last_kernel", last | {"C": 5}, widths=(16,), capabilities=[sm], **odd)
+        gates("contiguous_kernel", first, widths=(16,), capabilities=[sm], **odd)

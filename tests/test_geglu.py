@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastdiff
 from fastdiff import backends
 from fastdiff.ops.geglu import geglu, geglu_ref
+from tests import compile_gates
 from tests.pointwise_cases import (
     DEVICE,
     DTYPES,
@@ -261,3 +262,41 @@ def test_without_a_gpu_the_backend_says_why():
         return
     reason = backends.why_not("geglu", "triton", backends.Key("cuda", torch.float32))
     assert re.match("torch sees no CUDA device", reason)
+
+
+ALIGNED = {"D": "i32:16", "numel": "i64:16"}  # as those of every model
+
+
+def gates(dtype, sizes=ALIGNED, **rest):
+    """compile_gates on the kernel for x of a dtype, "bf16"."""
+    from fastdiff.kernels import geglu as kernel
+
+    size = 4 if dtype == "fp32" else 2
+    types = {"x_ptr": f"*{dtype}", "y_ptr": f"*{dtype}", **sizes}
+    constants = {"BLOCK": kernel.block_size(size)}
+    rest = {"registers": kernel.REGISTERS, "widths": (128,)} | kernel.OPTIONS | rest
+    return compile_gates.check(kernel.geglu_kernel, types, constants, **rest)
+
+
+@compile_gates.compiles
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_compiles_to_16_byte_accesses_everywhere(dtype):
+    for code in gates(dtype):
+        assert code.count("LDG.E.128") == 4
+        assert code.count("STG.E.128") == 2
+
+
+@compile_gates.compiles
+def test_compiles_to_few_instructions():
+    """16 elements a thread: at most 34 for each, of the 43 that kernels/geglu.py counts with."""
+    for dtype in ("bf16", "fp16"):
+        (code,) = gates(dtype, capabilities=[90])
+        assert len(re.findall(r"^\s+/\*[0-9a-f]{4}\*/\s", code.sass, re.MULTILINE)) <= 16 * 34
+
+
+@compile_gates.compiles
+@pytest.mark.parametrize(("dtype", "bits"), [("bf16", 16), ("fp32", 32)])
+def test_compiles_for_odd_widths_and_addresses(dtype, bits):
+    """Narrow accesses, but nothing worse."""
+    odd = {"D": "i32", "numel": "i64"}
+    gates(dtype, odd, aligned=False, widths=(bits,), registers=128, capabilities=[80, 90])

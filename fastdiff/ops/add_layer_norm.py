@@ -3,7 +3,7 @@
     total = x + residual                                 rounded to the dtype of x
     y = (total - mean) * rstd * weight + bias            mean, rstd = 1 / sqrt(var + eps) of each
                                                          row; the variance is the biased one
-x, residual   (.., D)   floating, one dtype and device; D from 1 to 16,384; rows may be none
+x, residual   (.., D)   floating, one dtype and device; D from 1 to 8,192; rows may be none
 weight, bias  (D,)      float32 or of the dtype of x; None: 1, and 0
 y, total      (.., D)   contiguous, of the dtype of x
 
@@ -35,7 +35,7 @@ from fastdiff.ops.group_norm_checks import check_like_x, check_vector
 
 __all__ = ["add_layer_norm", "add_layer_norm_ref"]
 
-MAX_WIDTH = 16_384  # what a kernel holds on chip
+MAX_WIDTH = 8_192  # what a kernel holds on chip
 
 torch.library.define(
     "fastdiff::add_layer_norm",
