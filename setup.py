@@ -158,6 +158,8 @@ class NinjaBuild(build_ext):
         package.mkdir(parents=True, exist_ok=True)
         nvcc = find_nvcc()
         info: dict[str, object] = {"native": False, "reason": obstacle()}
+        if info["reason"] and os.environ.get("FASTDIFF_CUDA") == "1":
+            raise SetupError(f"FASTDIFF_CUDA=1 asks for CUDA kernels, but {info['reason']}")
         if info["reason"]:
             self.warn(f"{info['reason']}: fastdiff will run on PyTorch's own operators, slower")
         else:

@@ -6,7 +6,7 @@
 // with what the first has left in the cache. 16-bit tensors are brought to float32 a block at a
 // time.
 //
-// Sums are of differences to a value nearby, in float32, over at most 256 rows (channels last: each
+// Sums are of differences to a value nearby, in float32, over at most 64 rows (channels last: each
 // channel on its own) or 4096 elements (contiguous: in 16 lanes); from there on in double, by
 // Chan's formula. Where a part begins and ends depends on L and C alone: so the bits depend neither
 // on the width of vectors, nor on threads, nor on other samples.
@@ -42,24 +42,35 @@ struct Contiguous {
 
   int64_t place(int64_t c) const { return (sample * wide + c) * g.length; }
 
+  // n values of v from element i of channel c on.
+  const float* values(int64_t c, int64_t i, int64_t n, float* scratch) const {
+    const float* addend = g.addend == nullptr ? nullptr : g.addend + sample * wide + c;
+    if (g.residual == nullptr) return add(source(c) + i, addend, 0, n, scratch);
+    const T* residual = static_cast<const T*>(g.residual) + place(c) + i;
+    return add(source(c) + i, addend, 0, residual, n, static_cast<T*>(g.total) + place(c) + i,
+               scratch);
+  }
+
+  // Channels shorter than half a block come together, so that all lanes get some of them.
   Moments moments() const {
     Moments moments;
     Part part;
     float scratch[kBlock];
-    const int64_t block = least(g.length, kBlock), limit = least(kPart, 64 * block);
-    for (int64_t c = begin; c < end; ++c) {
-      const float* addend = g.addend == nullptr ? nullptr : g.addend + sample * wide + c;
+    const int64_t together = g.length < kBlock ? kBlock / g.length : 1;
+    const size_t bytes = static_cast<size_t>(g.length) * sizeof(float);
+    for (int64_t c = begin; c < end; c += together) {
+      const int64_t channels = least(together, end - c);
       for (int64_t i = 0; i < g.length; i += kBlock) {
-        const int64_t n = least(g.length - i, kBlock);
-        const T* x = source(c) + i;
-        if (g.residual == nullptr) {
-          part.add(read(x, n, scratch), n, addend == nullptr ? 0 : *addend);
-        } else {
-          const T* residual = static_cast<const T*>(g.residual) + place(c) + i;
-          T* total = static_cast<T*>(g.total) + place(c) + i;
-          part.add(add_residual(x, addend, 0, residual, n, total, scratch), n, 0);
+        int64_t n = least(g.length - i, kBlock);
+        const float* v = values(c, i, n, scratch);
+        for (int64_t k = 1; k < channels; ++k, n += g.length) {
+          if (k == 1 && v != scratch) std::memcpy(scratch, v, bytes);
+          v = values(c + k, 0, g.length, scratch + n);
+          if (v != scratch + n) std::memcpy(scratch + n, v, bytes);
+          v = scratch;
         }
-        if (part.count + block > limit) moments.take(&part);
+        part.add(v, n);
+        if (part.count + kBlock > kPart) moments.take(&part);
       }
     }
     moments.take(&part);
@@ -131,21 +142,18 @@ struct ChannelsLast {
         } else {
           const int64_t at = (top + row + j) * wide + column;
           const T* residual = static_cast<const T*>(g.residual) + at;
-          next = add_residual(from, addend, 1, residual, n, static_cast<T*>(g.total) + at, into);
+          next = add(from, addend, 1, residual, n, static_cast<T*>(g.total) + at, into);
         }
         if (j == 0) v = next;
       }
       // Rows lie where they were read, or in scratch.
       const int64_t apart = v == scratch ? kColumns : g.residual == nullptr ? stride : wide;
-      if (row == 0) columns.start(v, apart, count, n);
-      columns.add_rows(v, apart, count, n);
+      columns.add(v, apart, count, n);
     }
+    columns.flush(n);
     double *mean = means + part * 2 * wide + column, *squares = mean + wide;
-    for (int c = 0; c < n; ++c) {
-      const double sum = columns.sums[c], each = sum / static_cast<double>(height);
-      mean[c] = columns.centre[c] + each;
-      squares[c] = columns.squares[c] - sum * each;
-    }
+    std::memcpy(mean, columns.mean, static_cast<size_t>(n) * sizeof(double));
+    std::memcpy(squares, columns.spread, static_cast<size_t>(n) * sizeof(double));
   }
 
   void moments(int64_t sample, int64_t part) const {

