@@ -1,13 +1,13 @@
 """Build the native extension fastdiff._C: one binary for every torch, in seconds.
 
 csrc includes no torch header, so pip's isolated build environment is enough.  `build_ext` writes
-build.ninja and runs it.  Every file in csrc that holds a CPU kernel (all but bindings.cpp) is
+build.ninja and runs it.  Every file in csrc that holds a CPU kernel (all but *bindings.cpp) is
 compiled once per instruction set into a namespace of its own; csrc/isa.h chooses among them when
 the extension is loaded.  Without a C++ compiler the package installs as pure Python, and
 fastdiff/_build_info.json, which `fastdiff info` prints, says so.
 
 Environment: CXX (compiler; a wrapper and arguments may stand with it: "ccache g++ -m64"),
-FASTDIFF_CUDA = 0 (never), 1 (must) or unset (when nvcc and .cu files are there),
+FASTDIFF_CUDA = 0 (never), 1 (must) or unset (when nvcc is there),
 FASTDIFF_CUDA_ARCHS (default 80;86;89;90a;100a;120a), CUDA_HOME.
 """
 
@@ -27,6 +27,8 @@ from setuptools.errors import SetupError
 
 ROOT = Path(__file__).parent.resolve()
 CUDA_ARCHS = "80;86;89;90a;100a;120a"
+# Products are fused into sums only where the source says so.
+NVCC_FLAGS = "-O3 -std=c++17 -fmad=false"
 ISAS = {"baseline": ["-march=x86-64-v2"], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
 if platform.machine() not in ("x86_64", "AMD64"):
     ISAS = {"baseline": []}
@@ -50,7 +52,7 @@ def find_compiler() -> list[str] | None:
     return None
 
 
-def find_nvcc(sources: list[Path]) -> str | None:
+def find_nvcc() -> str | None:
     """nvcc if CUDA kernels are to be built; SetupError if they are asked for and cannot be."""
     wish = os.environ.get("FASTDIFF_CUDA", "")
     if wish not in ("", "0", "1"):
@@ -58,17 +60,23 @@ def find_nvcc(sources: list[Path]) -> str | None:
     homes = [Path(os.environ["CUDA_HOME"]) / "bin"] if os.environ.get("CUDA_HOME") else []
     path = os.pathsep.join([*map(str, homes), os.environ.get("PATH", "")])
     nvcc = shutil.which("nvcc", path=path)
-    if wish == "1" and not sources:
-        raise SetupError(
-            "FASTDIFF_CUDA=1 asks for CUDA kernels, but this version of fastdiff has none (there "
-            "is no csrc/*.cu; on a GPU its ops run on Triton). Unset FASTDIFF_CUDA to install it"
-        )
     if wish == "1" and nvcc is None:
         raise SetupError(
             "FASTDIFF_CUDA=1 asks for CUDA kernels, but nvcc is neither in $CUDA_HOME/bin nor on "
             "the PATH. Install the CUDA toolkit, or unset FASTDIFF_CUDA to build without CUDA"
         )
-    return None if wish == "0" or not sources else nvcc
+    return None if wish == "0" else nvcc
+
+
+def why_no_cuda() -> str:
+    """Why find_nvcc found none, for fastdiff/_build_info.json."""
+    if os.environ.get("FASTDIFF_CUDA") == "0":
+        return "FASTDIFF_CUDA=0 was set when fastdiff was installed"
+    return "nvcc was neither in $CUDA_HOME/bin nor on the PATH when fastdiff was installed"
+
+
+def cuda_archs() -> list[str]:
+    return os.environ.get("FASTDIFF_CUDA_ARCHS", CUDA_ARCHS).split(";")
 
 
 def write_ninja(build: Path, target: Path, compiler: list[str], nvcc: str | None) -> None:
@@ -90,9 +98,12 @@ def write_ninja(build: Path, target: Path, compiler: list[str], nvcc: str | None
             deps="gcc",
         )
         for source in sorted((ROOT / "csrc").glob("*.cpp")):
-            if source.stem == "bindings":
+            if source.stem == "cuda_bindings" and not nvcc:
+                continue
+            if source.stem in ("bindings", "cuda_bindings"):
                 extra = {"baseline": [*ISAS["baseline"], *include]}
                 extra["baseline"] += [f"-DFASTDIFF_HAS_{isa.upper()}" for isa in ISAS]
+                extra["baseline"] += ["-DFASTDIFF_WITH_CUDA"] if nvcc else []
             else:
                 extra = {isa: [*march, f"-DFASTDIFF_ISA={isa}"] for isa, march in ISAS.items()}
             for isa, options in extra.items():
@@ -102,11 +113,19 @@ def write_ninja(build: Path, target: Path, compiler: list[str], nvcc: str | None
         if sys.platform == "darwin":
             link += " -undefined dynamic_lookup"
         if nvcc:
-            archs = os.environ.get("FASTDIFF_CUDA_ARCHS", CUDA_ARCHS).split(";")
-            codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
             *_, host = filter(shutil.which, compiler)  # of "ccache g++ -m64", g++
-            base = f"{nvcc} -ccbin {host} -O3 -std=c++17"
-            ninja.rule("nvcc", f"{base} -Xcompiler=-fPIC $extra -c $in -o $out", "NVCC $out")
+            codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in cuda_archs()]
+            if portable := [int(a) for a in cuda_archs() if a.isdigit()]:  # for newer devices
+                codes.append("-gencode=arch=compute_{0},code=compute_{0}".format(max(portable)))
+            base = f"{nvcc} -ccbin {host} {NVCC_FLAGS}"
+            ninja.rule(
+                "nvcc",
+                f"{base} --threads 2 -Xcompiler=-fPIC,-fvisibility=hidden $extra "
+                "-MD -MF $out.d -c $in -o $out",
+                "NVCC $out",
+                "$out.d",
+                deps="gcc",
+            )
             for source in sorted((ROOT / "csrc").glob("*.cu")):
                 objects.append(f"{source.stem}.cu.o")
                 ninja.build(objects[-1], "nvcc", str(source), variables={"extra": codes})
@@ -137,8 +156,10 @@ class NinjaBuild(build_ext):
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         package.mkdir(parents=True, exist_ok=True)
-        nvcc = find_nvcc(sorted((ROOT / "csrc").glob("*.cu")))
+        nvcc = find_nvcc()
         info: dict[str, object] = {"native": False, "reason": obstacle()}
+        if info["reason"] and os.environ.get("FASTDIFF_CUDA") == "1":
+            raise SetupError(f"FASTDIFF_CUDA=1 asks for CUDA kernels, but {info['reason']}")
         if info["reason"]:
             self.warn(f"{info['reason']}: fastdiff will run on PyTorch's own operators, slower")
         else:
@@ -150,6 +171,7 @@ class NinjaBuild(build_ext):
             version = subprocess.check_output([*cxx, "--version"], text=True)
             info |= {"native": True, "compiler": version.splitlines()[0], "flags": FLAGS}
             info |= {"isas": list(ISAS), "nvcc": nvcc}
+            info |= {"cuda_archs": cuda_archs()} if nvcc else {"why_no_cuda": why_no_cuda()}
         (package / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
 
     def get_outputs(self) -> list[str]:

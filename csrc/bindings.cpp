@@ -1,12 +1,16 @@
 // The Python face of the CPU kernels. Tensors arrive as addresses: no torch header, one binary for
-// every torch. What the arguments mean, and who may call: fastdiff/ops/affine_step.py.
+// every torch. What the arguments mean, and who may call: fastdiff/ops/affine_step.py,
+// group_norm.py.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <new>
 #include <string>
 #include <vector>
 
 #include "affine_step.h"
+#include "group_norm.h"
 #include "isa.h"
 
 namespace py = pybind11;
@@ -19,6 +23,9 @@ constexpr const char* kIsas[] = {FASTDIFF_FOR_EACH_ISA(FASTDIFF_NAME)};
 #define FASTDIFF_ADDRESS(isa) &isa::affine_step,
 constexpr decltype(&baseline::affine_step) kAffineStep[] = {
     FASTDIFF_FOR_EACH_ISA(FASTDIFF_ADDRESS)};
+#undef FASTDIFF_ADDRESS
+#define FASTDIFF_ADDRESS(isa) &isa::group_norm,
+constexpr decltype(&baseline::group_norm) kGroupNorm[] = {FASTDIFF_FOR_EACH_ISA(FASTDIFF_ADDRESS)};
 
 int current_isa = 0;  // index into kIsas
 
@@ -143,6 +150,46 @@ PyMethodDef kMethod = {"affine_step",
                        reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&affine_step)),
                        METH_FASTCALL, kDoc};
 
+// The arguments of group_norm in fastdiff/ops/group_norm.py, `_native`: addresses of (x, x2,
+// residual, addend, weight, bias, out, total), dtypes of (x, weight, bias), sizes (N, L, C1, C2).
+void group_norm(std::array<uintptr_t, 8> addresses, std::array<int, 3> dtypes,
+                std::array<int64_t, 4> sizes, int64_t groups, double eps, bool silu, bool tokens,
+                bool last, int threads) {
+  GroupNorm g;
+  g.samples = sizes[0], g.length = sizes[1], g.first = sizes[2], g.second = sizes[3];
+  const int64_t channels = g.first + g.second;
+  if (g.samples < 1 || g.length < 1 || g.first < 1 || g.second < 0 || groups < 1 ||
+      channels % groups != 0) {
+    throw py::value_error("sizes (N, L, C1, C2) must be positive, but C2 may be 0, and groups " +
+                          std::to_string(groups) +
+                          " must divide C1 + C2 = " + std::to_string(channels));
+  }
+  const bool lacks_x2 = (g.second > 0) != (addresses[1] != 0);
+  if (addresses[0] == 0 || addresses[6] == 0 || lacks_x2 ||
+      (addresses[2] != 0) != (addresses[7] != 0)) {
+    throw py::value_error(
+        "x and out must be there, x2 with C2 > 0, and total with residual, and only then");
+  }
+  for (const int dtype : dtypes) {
+    if (dtype < kFloat32 || dtype > kBFloat16) throw py::value_error("a dtype is 0, 1 or 2");
+  }
+  const void** operands[] = {&g.x, &g.x2, &g.residual, nullptr, &g.weight, &g.bias};
+  for (int i = 0; i < 6; ++i) {
+    if (operands[i] != nullptr) *operands[i] = reinterpret_cast<const void*>(addresses[i]);
+  }
+  g.addend = reinterpret_cast<const float*>(addresses[3]);
+  g.out = reinterpret_cast<void*>(addresses[6]), g.total = reinterpret_cast<void*>(addresses[7]);
+  g.dtype = static_cast<Dtype>(dtypes[0]);
+  g.weight_dtype = static_cast<Dtype>(dtypes[1]), g.bias_dtype = static_cast<Dtype>(dtypes[2]);
+  g.groups = groups, g.eps = eps, g.silu = silu, g.tokens = tokens, g.last = last;
+  bool sound;
+  {
+    py::gil_scoped_release released;
+    sound = kGroupNorm[current_isa](g, threads);
+  }
+  if (!sound) throw std::bad_alloc();
+}
+
 }  // namespace
 }  // namespace fastdiff
 
@@ -152,6 +199,9 @@ PYBIND11_MODULE(_C, m) {
   }
   m.doc() = "CPU kernels of fastdiff; tensors are passed as addresses.";
   m.add_object("affine_step", PyCFunction_New(&fastdiff::kMethod, nullptr));
+  m.def("group_norm", &fastdiff::group_norm, "See fastdiff/ops/group_norm.py, _native.",
+        py::arg("addresses"), py::arg("dtypes"), py::arg("sizes"), py::arg("groups"),
+        py::arg("eps"), py::arg("silu"), py::arg("tokens"), py::arg("last"), py::arg("threads"));
   m.def("isa", [] { return std::string(fastdiff::kIsas[fastdiff::current_isa]); });
   m.def("isas", &fastdiff::isas);
   m.def("set_isa", &fastdiff::set_isa);

@@ -117,13 +117,28 @@ def why_not(op: str, backend: str, key: Key) -> str | None:
 
 
 def _not_on_this_machine(backend: str) -> str | None:
-    if backend == "cpu":
-        return why_no_native()
-    if backend in ("cuda", "triton"):
-        if not torch.cuda.is_available():
-            return "torch sees no CUDA device (torch.cuda.is_available() is False)"
-        if backend == "triton" and find_spec("triton") is None:
-            return "Triton is not installed (pip install triton; Linux only)"
+    if backend in ("cuda", "triton") and not torch.cuda.is_available():
+        return "torch sees no CUDA device (torch.cuda.is_available() is False)"
+    if backend == "triton" and find_spec("triton") is None:
+        return "Triton is not installed (pip install triton; Linux only)"
+    if backend in ("cuda", "cpu") and (reason := why_no_native()):
+        return reason
+    return _not_in_the_build() if backend == "cuda" else None
+
+
+def _not_in_the_build() -> str | None:
+    """Why the native extension has no CUDA code for the current device."""
+    info = build_info()
+    if not info.get("nvcc"):
+        reason = info.get("why_no_cuda", "it is older than the CUDA kernels")
+        return f"the native extension was built without CUDA: {reason}. Install it again with nvcc"
+    major, minor = torch.cuda.get_device_capability()
+    oldest = min(int(arch.rstrip("af")) for arch in info["cuda_archs"])
+    if 10 * major + minor < oldest:
+        return (
+            f"the native extension was built for sm_{oldest} and newer (FASTDIFF_CUDA_ARCHS when "
+            f"it is installed), this device is sm_{major}{minor}"
+        )
     return None
 
 

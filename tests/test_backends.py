@@ -35,7 +35,6 @@ def test_each_backend_says_why_not():
         return backends.why_not("affine_step", backend, key)
 
     assert why("reference") is None
-    assert why("cuda") == "not written yet for this op"
     if NATIVE:
         assert why("cpu", Key("cpu", torch.float64)).startswith("torch.float64 has no kernel")
         assert why("cpu", Key("cuda", torch.float32)) == (
@@ -43,10 +42,34 @@ def test_each_backend_says_why_not():
         )
     if not torch.cuda.is_available():
         assert "torch sees no CUDA device" in why("triton")
+        assert "torch sees no CUDA device" in why("cuda")
     with pytest.raises(ValueError, match=r"backend must be one of .*'cuda', 'triton'.* got 'tpu'"):
         why("tpu")
     with pytest.raises(ValueError, match=r"op must be one of .*affine_step.* got 'conv'"):
         backends.why_not("conv", "cpu", CPU)
+
+
+@pytest.mark.skipif(not NATIVE, reason="the native extension was not built")
+def test_cuda_says_how_the_extension_was_built(monkeypatch):
+    """As on a machine with a GPU, for each record that setup.py leaves behind."""
+
+    def why(device="cuda", **record):
+        monkeypatch.setattr(backends, "build_info", lambda: {"native": True} | record)
+        return backends.why_not("affine_step", "cuda", Key(device, torch.float32))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    without = "the native extension was built without CUDA: "
+    assert why(nvcc=None).startswith(without + "it is older than the CUDA kernels.")
+    assert why(nvcc=None, why_no_cuda="nvcc was not on the PATH").startswith(
+        without + "nvcc was not on the PATH. Install it again"
+    )
+    built = {"nvcc": "/usr/bin/nvcc", "cuda_archs": ["80", "90a"]}
+    assert why(**built) is None
+    assert why("cpu", **built) == "it runs on cuda tensors, these are on cpu"
+    too_new = why(**built | {"cuda_archs": ["90a", "120a"]})
+    assert "was built for sm_90 and newer" in too_new
+    assert too_new.endswith("this device is sm_86")
 
 
 def test_use_backend_forces_or_raises_with_the_reasons():

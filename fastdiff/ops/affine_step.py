@@ -149,14 +149,62 @@ def launch_cpu(
     """csrc/affine_step.cpp on tensors of one dense layout."""
     from fastdiff import _C
 
+    outputs = (x_next, x0, kept, model_input)
+    operands = _addresses(x, uncond, cond, history, noise, keeps, *outputs)
+    table = _table(rows, step)
+    _C.affine_step(*table, x.numel(), keeps, int(ring), torch.get_num_threads(), *operands)
+
+
+def launch_cuda(
+    x: Tensor,
+    uncond: Tensor | None,
+    cond: Tensor,
+    history: Sequence[Tensor],
+    noise: Tensor | None,
+    rows: Tensor,
+    step: Tensor | None,
+    keeps: int,
+    x_next: Tensor,
+    x0: Tensor | None,
+    kept: Sequence[Tensor],
+    model_input: Tensor | None,
+    ring: bool,
+) -> None:
+    """csrc/affine_step.cu on tensors of one dense layout, on the current stream of their device.
+
+    A device cannot raise: a step outside the table makes every result NaN.
+    """
+    from fastdiff import _C
+
+    outputs = (x_next, x0, kept, model_input)
+    operands = _addresses(x, uncond, cond, history, noise, keeps, *outputs)
+    table = _table(rows, step)
+    with torch.cuda.device(x.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        _C.affine_step_cuda(*table, x.numel(), keeps, int(ring), stream, *operands)
+
+
+def _table(rows: Tensor, step: Tensor | None) -> tuple[int, int, int, int]:
+    return rows.data_ptr(), rows.shape[0], 0 if step is None else step.data_ptr(), rows.shape[1]
+
+
+def _addresses(
+    x: Tensor,
+    uncond: Tensor | None,
+    cond: Tensor,
+    history: Sequence[Tensor],
+    noise: Tensor | None,
+    keeps: int,
+    x_next: Tensor,
+    x0: Tensor | None,
+    kept: Sequence[Tensor],
+    model_input: Tensor | None,
+) -> tuple[int, tuple[int, ...]]:
+    """dtypes and addresses, as the module's docstring has them."""
     operands = [x, uncond, cond, noise, x_next, x0, model_input, *history]
     operands += kept or [None] * keeps
     dtypes = sum(DTYPE_CODES[t.dtype] << 2 * i for i, t in enumerate(operands) if t is not None)
-    addresses = tuple(0 if t is None else t.data_ptr() for t in operands)
-    counter = 0 if step is None else step.data_ptr()
-    table = (rows.data_ptr(), rows.shape[0], counter, rows.shape[1])
-    threads = torch.get_num_threads()
-    _C.affine_step(*table, x.numel(), keeps, int(ring), threads, dtypes, addresses)
+    return dtypes, tuple(0 if t is None else t.data_ptr() for t in operands)
 
 
 def _foreign(tensor: Tensor | None) -> bool:
@@ -289,5 +337,6 @@ backends.register(
     "affine_step",
     reference="fastdiff.ops.affine_step_reference:launch",
     cpu="fastdiff.ops.affine_step:launch_cpu",
+    cuda="fastdiff.ops.affine_step:launch_cuda",
     triton="fastdiff.kernels.affine_step:launch",
 )

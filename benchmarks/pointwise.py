@@ -1,0 +1,103 @@
+"""Check, then time, one pointwise op against the same formula in eager PyTorch and torch.compile.
+
+On the CPU the calls are timed one by one.  What fastdiff runs there is its reference, no kernel,
+until there is one; the record says so under "backend".  On a CUDA device what is timed is a graph
+of 20 calls, replayed, so that neither Python nor the launch counts; a "call" of the record is that
+replay, and "bytes" are those of all 20.  Every contestant allocates its results.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.results import COMPILED
+from benchmarks.side_by_side import OURS, Call, measure
+from fastdiff import backends
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = ("float32", "bfloat16")
+IN_A_GRAPH = 20
+ROUNDINGS = 8  # of numbers no larger than the largest result, at most, in any contestant
+
+Operands = tuple[Tensor | None, ...]
+Formula = Callable[..., Tensor]
+
+
+def draw(*shapes: tuple[int, ...] | None, dtype: str) -> Operands:
+    """Normal operands on the device, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    kind = getattr(torch, dtype)
+    tensors = (None if s is None else torch.randn(s, generator=generator) for s in shapes)
+    return tuple(None if t is None else t.to(DEVICE, kind) for t in tensors)
+
+
+def compare(
+    benchmark: Any,
+    compiles: bool,
+    op: str,
+    case: dict[str, str],
+    ours: Formula,
+    formula: Formula,
+    operands: Operands,
+    moved: int,
+) -> None:
+    """`ours` and `formula` return a tensor (or several, of which the first is checked) from the
+    operands; moved: bytes that one call must read and write."""
+    x = operands[0]
+    assert x is not None
+    contestants = {OURS: ours, "eager formula": formula}
+    if compiles:
+        torch._dynamo.reset()
+        contestants[COMPILED] = torch.compile(formula, fullgraph=True, dynamic=False)
+    calls = {n: functools.partial(run, *operands) for n, run in contestants.items()}
+
+    wide = first(formula(*(None if t is None else t.double() for t in operands)))
+    bound = ROUNDINGS * torch.finfo(x.dtype).eps * wide.abs().max().item()
+    errors = {}
+    for name, call in calls.items():
+        got = first(call())
+        assert got.shape == wide.shape, name
+        assert got.dtype == x.dtype, name
+        errors[name] = (got.double() - wide).abs().max().item()
+        assert errors[name] <= bound, name
+
+    backend = backends.chosen(op, backends.Key(x.device.type, x.dtype))
+    repeats = IN_A_GRAPH if x.is_cuda else 1
+    benchmark.group = "/".join([op, *case.values()])
+    benchmark.extra_info |= {
+        "case": {**case, "backend": backend},
+        "bytes": repeats * moved,
+        "check": {"largest difference from float64": errors, "bound": bound},
+    }
+    laps = {n: functools.partial(list, [graph(c) if x.is_cuda else c]) for n, c in calls.items()}
+    rounds = max(10, min(100, 10_000_000 // x.numel()))
+    measure(benchmark, laps, skip=0, rounds=rounds)
+
+
+def first(result: Any) -> Tensor:
+    tensor: Tensor = result if isinstance(result, Tensor) else result[0]
+    return tensor
+
+
+def graph(call: Call) -> Call:
+    """A replay of 20 calls, and the wait for it."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        for _ in range(IN_A_GRAPH):
+            call()
+
+    def replay() -> None:
+        captured.replay()
+        torch.cuda.synchronize()
+
+    return replay

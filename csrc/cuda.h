@@ -1,0 +1,56 @@
+// The CUDA launchers as plain C++: raw addresses, sizes and a stream; no CUDA and no torch header.
+//
+// Both launch on the current device, which must be the one that `stream` (a cudaStream_t) belongs
+// to, and return without waiting; both may be captured in a graph. They throw std::runtime_error
+// with CUDA's words if a launch is refused. Dtypes are codes: 0 float32, 1 float16, 2 bfloat16.
+#pragma once
+
+#include <cstdint>
+
+namespace fastdiff::cuda {
+
+constexpr int kMaxOperands = 32;  // 64 columns of a row leave room for 7 + 25
+
+// Contract: fastdiff/ops/affine_step.py. All tensors lie in one dense layout.
+struct AffineStep {
+  const float* rows;         // (row_count, samples, K) on the device
+  const int32_t* step;       // on the device; null: row 0. Outside the table: all results are NaN
+  int64_t row_count;         // N, the rows of the table
+  int64_t samples;           // 1: all samples share a row
+  int64_t numel;             // elements per sample
+  int keeps, depth;          // P, R
+  int ring;                  // 1: r_p also replaces history[slot_p]; 0: slots are ignored
+  uint64_t dtypes;           // bits 2i, 2i+1 hold the code of data[i]
+  void* data[kMaxOperands];  // x, uncond, cond, noise, x_next, x0, model_input, h_1 .. h_R,
+                             // kept_1 .. kept_P; null: absent
+};
+
+void affine_step(const AffineStep& step, void* stream);
+
+// Contract: fastdiff/ops/group_norm.py. C = channels + channels2; x, x2, residual and total share
+// one layout, channels last (samples, length, C) or contiguous (samples, C, length).
+struct GroupNorm {
+  const void* x;         // (samples, channels, length)
+  const void* x2;        // (samples, channels2, length); null: channels2 is 0
+  const void* residual;  // (samples, C, length); null: none
+  const float* addend;   // (samples, C), float32; null: none
+  const void* weight;    // (C,); null: 1
+  const void* bias;      // (C,); null: 0
+  void* out;             // (samples, C, length) in x's layout, or (samples, length, C) if tokens
+  void* total;           // (samples, C, length), written if there is a residual, else null
+  void* workspace;       // group_norm_workspace(..) bytes, 16-byte aligned; need not be cleared
+  int64_t samples, channels, channels2, length;
+  int groups;
+  float eps;
+  int dtype;                     // of x, x2, residual, out and total
+  int weight_dtype, bias_dtype;  // each that of x, or 0
+  bool channels_last, silu, tokens;
+};
+
+// Bytes of the workspace; depends on sizes and layout only.
+int64_t group_norm_workspace(int64_t samples, int64_t channels, int64_t length, int groups,
+                             int dtype, bool channels_last);
+
+void group_norm(const GroupNorm& norm, void* stream);
+
+}  // namespace fastdiff::cuda
