@@ -4,7 +4,8 @@ csrc includes no torch header, so pip's isolated build environment is enough.  `
 build.ninja and runs it.  Every file in csrc that holds a CPU kernel (all but *bindings.cpp) is
 compiled once per instruction set into a namespace of its own; csrc/isa.h chooses among them when
 the extension is loaded.  Without a C++ compiler the package installs as pure Python, and
-fastdiff/_build_info.json, which `fastdiff info` prints, says so.
+fastdiff/_build_info.json, which `fastdiff info` prints, says so.  What ptxas says of each CUDA
+kernel stays beside its object file, in <name>.cu.o.log: tests/test_nvcc.py judges it.
 
 Environment: CXX (compiler; a wrapper and arguments may stand with it: "ccache g++ -m64"),
 FASTDIFF_CUDA = 0 (never), 1 (must) or unset (when nvcc is there),
@@ -79,6 +80,20 @@ def cuda_archs() -> list[str]:
     return os.environ.get("FASTDIFF_CUDA_ARCHS", CUDA_ARCHS).split(";")
 
 
+def gencodes(archs: list[str]) -> list[str]:
+    """nvcc's options for these targets.
+
+    80, 86 and 89 are compiled once, as what the oldest of them can do, and assembled for each (the
+    kernels use nothing newer); that is also kept for devices that are not named.  90a and the like
+    stand for themselves alone.
+    """
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs if not a.isdigit()]
+    if plain := sorted((a for a in archs if a.isdigit()), key=int):
+        names = ",".join([*(f"sm_{a}" for a in plain), f"compute_{plain[0]}"])
+        codes.insert(0, f"-gencode=arch=compute_{plain[0]},code=[{names}]")
+    return codes
+
+
 def write_ninja(build: Path, target: Path, compiler: list[str], nvcc: str | None) -> None:
     """Write build.ninja: one object per (kernel file, instruction set), one link."""
     import pybind11
@@ -100,7 +115,7 @@ def write_ninja(build: Path, target: Path, compiler: list[str], nvcc: str | None
         for source in sorted((ROOT / "csrc").glob("*.cpp")):
             if source.stem == "cuda_bindings" and not nvcc:
                 continue
-            if source.stem in ("bindings", "cuda_bindings"):
+            if source.stem.endswith("bindings"):
                 extra = {"baseline": [*ISAS["baseline"], *include]}
                 extra["baseline"] += [f"-DFASTDIFF_HAS_{isa.upper()}" for isa in ISAS]
                 extra["baseline"] += ["-DFASTDIFF_WITH_CUDA"] if nvcc else []
@@ -114,21 +129,19 @@ def write_ninja(build: Path, target: Path, compiler: list[str], nvcc: str | None
             link += " -undefined dynamic_lookup"
         if nvcc:
             *_, host = filter(shutil.which, compiler)  # of "ccache g++ -m64", g++
-            codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in cuda_archs()]
-            if portable := [int(a) for a in cuda_archs() if a.isdigit()]:  # for newer devices
-                codes.append("-gencode=arch=compute_{0},code=compute_{0}".format(max(portable)))
-            base = f"{nvcc} -ccbin {host} {NVCC_FLAGS}"
+            codes = shlex.join(gencodes(cuda_archs()))
+            base = ninja_syntax.escape(shlex.join([nvcc, "-ccbin", host, *NVCC_FLAGS.split()]))
             ninja.rule(
                 "nvcc",
-                f"{base} --threads 2 -Xcompiler=-fPIC,-fvisibility=hidden $extra "
-                "-MD -MF $out.d -c $in -o $out",
+                f"{base} --threads 2 -Xptxas=-v -Xcompiler=-fPIC,-fvisibility=hidden {codes} "
+                "-MD -MF $out.d -c $in -o $out > $out.log 2>&1 || { cat $out.log; false; }",
                 "NVCC $out",
                 "$out.d",
                 deps="gcc",
             )
             for source in sorted((ROOT / "csrc").glob("*.cu")):
                 objects.append(f"{source.stem}.cu.o")
-                ninja.build(objects[-1], "nvcc", str(source), variables={"extra": codes})
+                ninja.build(objects[-1], "nvcc", str(source))
             options = ",".join(OPENMP)  # nvcc knows where its libraries are, so it links
             link = f"{base} -shared -Xcompiler={options} $in -o $out"
         ninja.rule("link", link, "LINK $out")

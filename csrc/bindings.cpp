@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "affine_step.h"
+#include "cuda_bindings.h"
 #include "group_norm.h"
 #include "isa.h"
 
@@ -205,4 +206,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return std::string(fastdiff::kIsas[fastdiff::current_isa]); });
   m.def("isas", &fastdiff::isas);
   m.def("set_isa", &fastdiff::set_isa);
+  fastdiff::bind_cuda(m);
 }
