@@ -45,9 +45,11 @@ def compare(
     formula: Formula,
     operands: Operands,
     moved: int,
+    roundings: float = ROUNDINGS,
 ) -> None:
     """`ours` and `formula` return a tensor (or several, of which the first is checked) from the
-    operands; moved: bytes that one call must read and write."""
+    operands; moved: bytes that one call must read and write; roundings: how many a result may be
+    off, in units of eps times the largest."""
     x = operands[0]
     assert x is not None
     contestants = {OURS: ours, "eager formula": formula}
@@ -57,7 +59,7 @@ def compare(
     calls = {n: functools.partial(run, *operands) for n, run in contestants.items()}
 
     wide = first(formula(*(None if t is None else t.double() for t in operands)))
-    bound = ROUNDINGS * torch.finfo(x.dtype).eps * wide.abs().max().item()
+    bound = roundings * torch.finfo(x.dtype).eps * wide.abs().max().item()
     errors = {}
     for name, call in calls.items():
         got = first(call())

@@ -22,6 +22,7 @@ GATED_ELSEWHERE = {  # kernel: the file that calls compile_gates.check
     "add_layer_norm": "test_add_layer_norm.py",
     "bias_residual": "test_bias_residual.py",
     "geglu": "test_geglu.py",
+    "upsample_conv": "test_upsample_conv.py",
 }
 
 
