@@ -127,7 +127,7 @@ CASES = [  # shape, groups, channels of x2, what else
     ((1, 40, 9, 7), 4, 13, JOINED),  # a vector does
     ((2, 40, 8, 9), 4, 0, ADDED),
     ((1, 96, 8, 9), 8, 32, ADDED),  # one and a half blocks of 64 channels; x2 with a residual
-    ((1, 240, 4, 4), 3, 0, {"silu": False, "affine": False}),  # 80 a group
+    ((1, 160, 4, 4), 2, 0, {"silu": False, "affine": False}),  # 80 a group
     ((1, 24, 1), 6, 8, {"residual": True}),  # 4 a group, one row
     ((2, 7, 5, 5), 7, 3, {"addend": "nc"}),  # 1 a group, nothing even
 ]
@@ -179,44 +179,45 @@ def test_parameters_in_either_dtype(go, way, parameters):
     check(torch.float16, shape=(2, 40, 8, 8), parameters=parameters, layout="channels_last")
 
 
-REAL = [  # SD 1.5: 10 channels a group in three launches, 20 and 40 in one
-    ((2, 320, 64, 64), 0),
-    ((1, 640, 32, 32), 320),
-    ((2, 1280, 16, 16), 0),
+REAL = [  # SD 1.5: 30 channels a group in three launches, 20 and 40 in one
+    ((1, 960, 32, 32), 320, 1000.0),
+    ((1, 640, 32, 32), 320, 0.0),
+    ((1, 1280, 16, 16), 0, 1000.0),
 ]
 
 
 @here
-@pytest.mark.parametrize(("shape", "second"), REAL, ids=str)
-def test_real_shapes(shape, second):
-    check(torch.float16, shape=shape, groups=32, second=second, layout="channels_last")
+@pytest.mark.parametrize(("shape", "second", "mean"), REAL, ids=str)
+def test_real_shapes(shape, second, mean):
+    check(torch.float16, shape=shape, groups=32, second=second, mean=mean, layout="channels_last")
 
 
 @here
 @pytest.mark.parametrize("way", ["one launch", "three launches"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("extra", [ADDED, JOINED | {"second": 24}], ids=["added", "joined"])
+@pytest.mark.parametrize("extra", [ADDED, JOINED | {"second": 16}], ids=["added", "joined"])
 def test_a_sample_has_the_same_bits_in_every_batch(go, way, extra, layout):
     go(way)
-    case = make_case(0, (3, 40, 12, 12), 4, torch.float16, layout=layout, **extra)
-    case["x"][1] = float("nan")  # a broken neighbour
+    case = make_case(0, (2, 24, 12, 12), 4, torch.float16, layout=layout, **extra)
+    for name in {"x", "x2"} & case.keys():
+        case[name][0] = float("nan")  # a broken neighbour
     together = launch(case)
-    for i in (0, 2):
-        one = dict(case)
-        for name in {"x", "x2", "residual", "addend"} & case.keys():
-            if case[name].dim() > 1:
-                one[name] = in_layout(case[name][i : i + 1], layout)
-        alone = launch(one)
-        pairs = zip(together, alone, strict=True) if "residual" in case else [(together, alone)]
-        for ours, same in pairs:
-            assert torch.equal(ours[i], same[0])
+    one = dict(case)
+    for name in {"x", "x2", "residual", "addend"} & case.keys():
+        if case[name].dim() > 1:
+            one[name] = in_layout(case[name][1:], layout)
+    alone = launch(one)
+    results = [r if isinstance(r, tuple) else (r,) for r in (together, alone)]
+    for ours, same in zip(*results, strict=True):
+        assert ours[0].isnan().all()
+        assert torch.equal(ours[1], same[0])
 
 
 @here
 @pytest.mark.parametrize("way", ["one launch", "three launches"])
 def test_the_same_bits_in_every_run(go, way):
     go(way)
-    case = make_case(0, (2, 40, 12, 12), 4, torch.float16, layout="channels_last", **ADDED)
+    case = make_case(0, (1, 24, 12, 12), 4, torch.float16, layout="channels_last", **ADDED)
     for first, second in zip(launch(case), launch(case), strict=True):
         assert torch.equal(first, second)
 

@@ -62,10 +62,11 @@ torch.library.define(
     "(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? addend, "
     "Tensor? residual, Tensor? x2, bool tokens) -> (Tensor y, Tensor total)",
 )
+# What is called out must be contiguous for torch.compile; hence y, which may be channels last.
 torch.library.define(
     "fastdiff::group_norm.out",
     "(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? addend, "
-    "Tensor? residual, Tensor? x2, bool tokens, *, Tensor(a!) out, Tensor(b!)? total=None) -> ()",
+    "Tensor? residual, Tensor? x2, bool tokens, *, Tensor(a!) y, Tensor(b!)? total=None) -> ()",
 )
 
 
@@ -121,7 +122,7 @@ def group_norm_out(
     check_outputs(dense(x), residual, x2, tokens, out, total)
     direct = not torch.compiler.is_compiling() and backends.why_reference(*tensors) is None
     run = _out if direct else torch.ops.fastdiff.group_norm.out
-    run(*args, out=out, total=total)
+    run(*args, y=out, total=total)
 
 
 def launch_cpu(
@@ -163,8 +164,12 @@ def launch_cuda(
     from fastdiff import _C
 
     args = _native(x, groups, weight, bias, eps, silu, addend, residual, x2, tokens, out, total)
+    _, dtypes, sizes, *_, last = args
     with torch.cuda.device(x.device):
-        _C.group_norm_cuda(*args, torch.cuda.current_stream().cuda_stream)
+        size = _C.group_norm_cuda_workspace(sizes, groups, dtypes[0], last)
+        # From torch, so that under capture it lies in the pool of the graph.
+        workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
+        _C.group_norm_cuda(*args, workspace.data_ptr(), torch.cuda.current_stream().cuda_stream)
 
 
 def _native(
@@ -292,14 +297,15 @@ def _out(
     x2: Tensor | None,
     tokens: bool,
     *,
-    out: Tensor,
+    y: Tensor,
     total: Tensor | None = None,
 ) -> None:
     args = (groups, weight, bias, eps, silu, addend, residual, x2, tokens)
-    _launch(dense(x), *args, out, total, False)
+    _launch(dense(x), *args, y, total, False)
 
 
 def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    _check(x, *rest)
     residual, x2, tokens = rest[6:]
     return _total_or_empty(x, *_results(dense(x), residual, x2, tokens))
 
@@ -323,17 +329,22 @@ def _functional_op(*args: Any) -> tuple[Tensor, Tensor]:
     return _total_or_empty(args[0], *_functional(*args))
 
 
-def _out_op(*args: Any, out: Tensor, total: Tensor | None = None) -> None:
+def _out_op(*args: Any, y: Tensor, total: Tensor | None = None) -> None:
+    _check_out(*args, y=y, total=total)
+    _out(*args, y=y, total=total)
+
+
+def _check_out(*args: Any, y: Tensor, total: Tensor | None = None) -> None:
+    """What the fake of the out form does, too: it writes nothing."""
     _check(*args)
     residual, x2, tokens = args[7:]
-    check_outputs(dense(args[0]), residual, x2, tokens, out, total)
-    _out(*args, out=out, total=total)
+    check_outputs(dense(args[0]), residual, x2, tokens, y, total)
 
 
 torch.library.impl("fastdiff::group_norm", "CompositeExplicitAutograd")(_functional_op)
 torch.library.impl("fastdiff::group_norm.out", "CompositeExplicitAutograd")(_out_op)
 torch.library.register_fake("fastdiff::group_norm")(_fake)
-torch.library.register_fake("fastdiff::group_norm.out")(lambda *args, **outputs: None)
+torch.library.register_fake("fastdiff::group_norm.out")(_check_out)
 torch.library.register_autograd(
     "fastdiff::group_norm",
     group_norm_reference.backward,
