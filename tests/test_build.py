@@ -1,4 +1,7 @@
-"""The wheel: what is in it with and without a C++ compiler, and that it imports where it lies."""
+"""The wheel: what is in it with and without a C++ compiler, and that it imports where it lies.
+
+Without CUDA, but for what nvcc is asked to do; that it can is seen in test_nvcc.py.
+"""
 
 import ast
 import json
@@ -17,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def environment(**changes):
-    kept = {k: v for k, v in os.environ.items() if k not in ("CXX", "FASTDIFF_CUDA")}
+    ours = ("CXX", "FASTDIFF_CUDA", "FASTDIFF_CUDA_ARCHS", "CUDA_HOME")
+    kept = {k: v for k, v in os.environ.items() if k not in ours}
     return kept | changes
 
 
@@ -53,7 +57,7 @@ def wheel(request, tmp_path_factory):
         pytest.skip("there is no C++ compiler here")
     folder = tmp_path_factory.mktemp("wheel")
     changes = {} if request.param == "with a compiler" else {"CXX": "no-such-compiler"}
-    run = build(folder, **changes)
+    run = build(folder, FASTDIFF_CUDA="0", **changes)  # with CUDA: test_nvcc.py
     assert run.returncode == 0, run.stderr[-3000:]
     unpacked = folder / "unpacked"
     zipfile.ZipFile(next(folder.glob("*.whl"))).extractall(unpacked)
@@ -123,28 +127,12 @@ def test_it_imports_where_it_lies(wheel):
     assert chosen == ("cpu" if native else "reference")
 
 
-@pytest.mark.parametrize(
-    ("wish", "message"),
-    [
-        ("1", "FASTDIFF_CUDA=1 asks for CUDA kernels, but"),
-        ("yes", "FASTDIFF_CUDA must be 0, 1 or unset, got 'yes'"),
-    ],
-)
-def test_cuda_asked_for_and_impossible_is_an_error(wish, message, tmp_path):
-    if wish == "1" and list((ROOT / "csrc").glob("*.cu")):
-        pytest.skip("there are CUDA sources: whether this can be built depends on nvcc")
-    run = build(tmp_path, FASTDIFF_CUDA=wish)
-    assert run.returncode != 0
-    assert message in run.stdout + run.stderr
-    assert not list(tmp_path.glob("*.whl"))
-
-
 def build_ext(folder, **changes):
     """`setup.py build_ext` of the checkout into a folder: (process, the record of the build)."""
     places = ["--build-lib", str(folder / "lib"), "--build-temp", str(folder / "temp")]
     run = subprocess.run(
         [sys.executable, "setup.py", "build_ext", *places],
-        env=environment(FASTDIFF_CUDA="0", **changes),
+        env=environment(**{"FASTDIFF_CUDA": "0"} | changes),
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -153,18 +141,22 @@ def build_ext(folder, **changes):
     return run, json.loads(record.read_text()) if record.exists() else None
 
 
+def stand_in(path, arguments):
+    """A compiler that writes down its arguments, one a line, and makes what -o and -MF name."""
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "#!/bin/sh\n"
+        f"printf '%s\\n' \"$@\" >> '{arguments}'\n"
+        'for word; do test "$word" = --version && echo a compiler, version 1; done\n'
+        'while test $# -gt 1; do case "$1" in -o|-MF) : > "$2";; esac; shift; done; exit 0\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
 @pytest.mark.parametrize("wrapper", ["", "env "])
 def test_cxx_may_have_arguments_and_a_wrapper(wrapper, tmp_path):
-    """A compiler that writes down its arguments, one a line, and makes what -o names."""
-    compiler = tmp_path / "a folder" / "g++"
-    compiler.parent.mkdir()
-    compiler.write_text(
-        "#!/bin/sh\n"
-        f"printf '%s\\n' \"$@\" >> '{tmp_path}/arguments'\n"
-        'test "$3" = --version && echo a compiler, version 1\n'
-        'while test $# -gt 1; do test "$1" = -o && : > "$2"; shift; done; exit 0\n'
-    )
-    compiler.chmod(0o755)
+    compiler = stand_in(tmp_path / "a folder" / "g++", tmp_path / "arguments")
     run, info = build_ext(tmp_path, CXX=f"{wrapper}'{compiler}' -O2 '-DNAME=$a b'")
     assert run.returncode == 0, run.stderr[-3000:]
     assert info["native"]
@@ -175,6 +167,62 @@ def test_cxx_may_have_arguments_and_a_wrapper(wrapper, tmp_path):
     assert lines.count("-c") >= 2  # bindings, and a kernel once per instruction set
     assert lines.count("-shared") == lines.count("--version") == 1
     assert len(calls) == lines.count("-c") + 2
+
+
+def test_cuda_is_built_for_the_targets_that_are_named(tmp_path):
+    compiler = stand_in(tmp_path / "c" / "g++", tmp_path / "arguments")
+    nvcc = stand_in(tmp_path / "my cuda" / "bin/nvcc", tmp_path / "nvcc arguments")
+    changes = {"CXX": str(compiler), "CUDA_HOME": str(tmp_path / "my cuda")}
+    run, info = build_ext(tmp_path, FASTDIFF_CUDA="1", **changes)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert info["nvcc"] == str(nvcc)
+    assert info["cuda_archs"] == ["80", "86", "89", "90a", "100a", "120a"]
+    assert "-DFASTDIFF_WITH_CUDA" in (tmp_path / "arguments").read_text().splitlines()
+    words = (tmp_path / "nvcc arguments").read_text().splitlines()
+    files = list((ROOT / "csrc").glob("*.cu"))
+    for word in (
+        "-gencode=arch=compute_80,code=[sm_80,sm_86,sm_89,compute_80]",
+        *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ("90a", "100a", "120a")),
+        "-Xptxas=-v",
+    ):
+        assert words.count(word) == len(files), word
+    assert all(words.count(str(path)) == 1 for path in files)
+    assert words.count("-fmad=false") == len(files) + 1
+    assert words.count("-shared") == 1, "nvcc links"
+    assert words[words.index("-ccbin") + 1] == str(compiler)
+    assert all((tmp_path / f"temp/{path.name}.o.log").exists() for path in files)
+    run, info = build_ext(tmp_path / "2", FASTDIFF_CUDA_ARCHS="90a", FASTDIFF_CUDA="", **changes)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert info["cuda_archs"] == ["90a"]
+    words = (tmp_path / "nvcc arguments").read_text().splitlines()[len(words) :]
+    codes = {word for word in words if word.startswith("-gencode")}
+    assert codes == {"-gencode=arch=compute_90a,code=sm_90a"}
+
+
+def test_what_nvcc_says_is_shown_where_it_fails(tmp_path):
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho 'line 7: no such thing'; exit 2\n")
+    nvcc.chmod(0o755)
+    compiler = stand_in(tmp_path / "c" / "g++", tmp_path / "arguments")
+    run, info = build_ext(tmp_path, CXX=str(compiler), CUDA_HOME=str(tmp_path), FASTDIFF_CUDA="1")
+    assert run.returncode != 0
+    assert info is None
+    assert "line 7: no such thing" in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ("1", "FASTDIFF_CUDA=1 asks for CUDA kernels, but nvcc is neither in $CUDA_HOME/bin nor"),
+        ("yes", "FASTDIFF_CUDA must be 0, 1 or unset, got 'yes'"),
+    ],
+)
+def test_cuda_asked_for_and_impossible_is_an_error(wish, message, tmp_path):
+    run, info = build_ext(tmp_path, FASTDIFF_CUDA=wish, PATH=str(tmp_path), CUDA_HOME="")
+    assert run.returncode != 0
+    assert info is None
+    assert message in run.stdout + run.stderr
 
 
 def test_a_compiler_that_is_not_there_is_named(tmp_path):
