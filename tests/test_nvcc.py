@@ -1,12 +1,19 @@
-"""Every .cu file compiles for every architecture of setup.py, without spills or a stack.
+"""Every .cu file compiles for every architecture of setup.py, without spills or a stack, and what
+it becomes is an extension that loads.
 
-What ptxas says of each kernel is read (-Xptxas -v), and, with the disassembler that comes with
-Triton, the machine code: 16-byte accesses, no float64, no product fused into a sum of a step.
+The extension is built with CUDA as an installation builds it, in the same folder: where it was just
+installed so, nothing is left to compile.  What ptxas says of each kernel is read (-Xptxas=-v) and,
+with the disassembler that comes with Triton, the machine code: 16-byte accesses, no float64, no
+product fused into a sum of a step.
 """
 
+import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +22,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SETUP = (ROOT / "setup.py").read_text()
 ARCHS = re.search(r'^CUDA_ARCHS = "(.*)"$', SETUP, re.MULTILINE)[1].split(";")
-FLAGS = re.search(r'^NVCC_FLAGS = "(.*)"$', SETUP, re.MULTILINE)[1].split()
 FILES = sorted(path.stem for path in (ROOT / "csrc").glob("*.cu"))
 KERNELS = {  # of a file: name -> how many there are of it, and the registers that a thread may use
     "affine_step": {"affine_step_kernel": (3, 128)},  # 8 blocks of 64 threads a multiprocessor
@@ -29,24 +35,58 @@ KERNELS = {  # of a file: name -> how many there are of it, and the registers th
     },
 }
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("nvcc") is None, reason="nvcc is not on the PATH: the CUDA toolkit is not here"
-)
+
+def why_not():
+    """Why there is nothing to test here, or None."""
+    home = os.environ.get("CUDA_HOME")
+    if not any(map(shutil.which, ("nvcc", f"{home}/bin/nvcc"))):
+        return "nvcc is neither in $CUDA_HOME/bin nor on the PATH: the CUDA toolkit is not here"
+    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        return "there is no C++ compiler here"
+    return None
 
 
-@pytest.fixture(scope="module", params=FILES)
-def compiled(request, tmp_path_factory):
-    """(stem, object file, what ptxas says); one call of nvcc for all architectures."""
-    stem = request.param
-    target = tmp_path_factory.mktemp(stem) / f"{stem}.o"
-    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHS]
-    command = ["nvcc", *FLAGS, "--threads", "2", *codes, "-Xptxas", "-v"]
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """(the folder of the object files and of what ptxas said, the folder of the package)."""
+    library = tmp_path_factory.mktemp("cuda")
+    kept = {k: v for k, v in os.environ.items() if k != "FASTDIFF_CUDA_ARCHS"}
     run = subprocess.run(
-        [*command, "-c", ROOT / f"csrc/{stem}.cu", "-o", target], capture_output=True, text=True
+        [sys.executable, "setup.py", "build_ext", "--build-lib", library],
+        env=kept | {"FASTDIFF_CUDA": "1"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
-    assert run.returncode == 0, run.stderr[-4000:]
-    assert "warning" not in run.stderr, run.stderr[:4000]
-    return stem, target, run.stderr
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    where = f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    return ROOT / "build" / where, library / "fastdiff"
+
+
+@pytest.fixture(params=FILES)
+def compiled(request, built):
+    """(stem, object file, what ptxas said)."""
+    said = (built[0] / f"{request.param}.cu.o.log").read_text()
+    assert "warning" not in said, said[:4000]
+    return request.param, built[0] / f"{request.param}.cu.o", said
+
+
+def test_the_extension_loads_and_has_every_launcher(built):
+    info = json.loads((built[1] / "_build_info.json").read_text())
+    assert info["nvcc"]
+    assert info["cuda_archs"] == ARCHS
+    (library,) = built[1].glob("_C*.so")
+    program = (
+        "import sys, importlib.util as u\n"
+        "spec = u.spec_from_file_location('_C', sys.argv[1])\n"
+        "module = u.module_from_spec(spec); spec.loader.exec_module(module)\n"
+        "print(*dir(module))\n"
+    )
+    names = subprocess.check_output([sys.executable, "-c", program, library], text=True).split()
+    assert {f"{stem}_cuda" for stem in FILES} <= set(names)
 
 
 def kernel_of(symbol):
