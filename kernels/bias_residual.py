@@ -81,12 +81,16 @@ def tile_size(element_size: int) -> int:
     return 2 * OPTIONS["num_warps"] * 32 * (16 // element_size)
 
 
-def columns(length: int, element_size: int) -> int:
-    """Of the powers of two that a tile can be wide, the one that leaves the fewest lanes idle, and
-    of equals the largest."""
+def columns(rows: int, length: int, element_size: int) -> int:
+    """Of the powers of two that a tile can be wide, the one that leaves the fewest lanes idle in
+    `rows` rows, and of equals the largest."""
     tile = tile_size(element_size)
     widths = [tile >> halvings for halvings in range(8)]
-    return min(widths, key=lambda width: (triton.cdiv(length, width) * width, -width))
+
+    def tiles(width: int) -> int:
+        return triton.cdiv(length, width) * triton.cdiv(rows, tile // width)
+
+    return min(widths, key=lambda width: (tiles(width), -width))
 
 
 def launch(
@@ -101,8 +105,8 @@ def launch(
     with torch.cuda.device_of(x):  # Triton launches on the current device, not on x's
         length = x.shape[2:].numel()
         if x.is_contiguous() and length > 1:
-            width = columns(length, x.element_size())
             rows = samples * channels
+            width = columns(rows, length, x.element_size())
             grid = triton.cdiv(rows, tile // width) * triton.cdiv(length, width)
             contiguous_kernel[(grid,)](
                 x,

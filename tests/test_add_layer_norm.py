@@ -161,10 +161,16 @@ def test_backends_say_why_not():
         add_layer_norm(X, X)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("wants_grad", [False, True])
-def test_opcheck(dtype, wants_grad):
-    for spec in ({}, {"residual": False}, {"affine": False}):
+@pytest.mark.parametrize(
+    ("dtype", "wants_grad", "specs"),
+    [
+        (torch.float32, True, [{}, {"residual": False}]),
+        (torch.bfloat16, False, [{"affine": False}]),
+    ],
+    ids=str,
+)
+def test_opcheck(dtype, wants_grad, specs):
+    for spec in specs:
         tensors = make(0, (2, 3, 8), dtype, **spec)
         tensors = [None if t is None else t.requires_grad_(wants_grad) for t in tensors]
         torch.library.opcheck(OP, (*tensors, EPS))
@@ -192,8 +198,7 @@ def test_the_derivative_is_that_of_the_reference(which):
         assert torch.equal(*(zero if g is None else g for g in (ours, theirs)))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compile_without_graph_breaks(backend):
+def test_compile_without_graph_breaks():
     torch._dynamo.reset()
 
     def block(x, residual, weight, bias):
@@ -201,7 +206,7 @@ def test_compile_without_graph_breaks(backend):
         return y.cos() + add_layer_norm(total, None, weight)[0]
 
     tensors = make(0, (3, 16))
-    compiled = torch.compile(block, fullgraph=True, backend=backend)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*tensors), block(*tensors))
     tensors = [t.requires_grad_() for t in tensors]
     gradients = [torch.autograd.grad(f(*tensors).sum(), tensors) for f in (compiled, block)]
@@ -251,7 +256,8 @@ WIDTHS = [1, 5, 63, 64, 65, 320, 333, 640, 1000, 1024, 1280, 1281, 2560]
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_kernel_numbers(dtype, width):
-    found = assert_as_good_as_torch(against_torch(launch, (17, width), dtype), dtype, seeds=2)
+    rows = 17 if width <= 640 else 5  # more than a tile, which has 4 rows of 1280
+    found = assert_as_good_as_torch(against_torch(launch, (rows, width), dtype), dtype, seeds=2)
     assert_sound(found, dtype)
 
 
@@ -263,11 +269,11 @@ def test_kernel_variants(spec):
 
 
 @runs_kernels
-@pytest.mark.parametrize("width", [320, 1280, 2560, 333])
+@pytest.mark.parametrize("width", [320, 1281])
 @pytest.mark.parametrize("ratio", [100, 1000, 30_000])
 def test_kernel_a_mean_far_from_zero(width, ratio):
     """No factor for |mean| / std here: the kernel averages the deviations again."""
-    case = against_torch(launch, (5, width), torch.float32, mean=float(ratio))
+    case = against_torch(launch, (3, width), torch.float32, mean=float(ratio))
     assert_sound(assert_as_good_as_torch(case, torch.float32, seeds=4), torch.float32)
 
 
@@ -309,9 +315,9 @@ def test_kernel_shapes_alignments_and_parameters_in_float32(shape, offset):
 @runs_kernels
 @pytest.mark.parametrize("width", [320, 2560])
 def test_kernel_bits_of_a_row_do_not_depend_on_the_others(width):
-    x, residual, weight, bias = make(0, (19, width))
+    x, residual, weight, bias = make(0, (9, width))
     y, total = launch(x, residual, weight, bias)
-    for part in (slice(0, 1), slice(7, 8), slice(3, 19)):
+    for part in (slice(0, 1), slice(7, 8), slice(3, 9)):
         alone = launch(x[part].contiguous(), residual[part].contiguous(), weight, bias)
         assert torch.equal(alone[0], y[part])
         assert torch.equal(alone[1], total[part])
@@ -334,15 +340,17 @@ def gates(width, dtype="bf16", parameters=None, absent=(), **rest):
 
 
 @compile_gates.compiles
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-@pytest.mark.parametrize("width", [320, 640, 1280, 2560])
+@pytest.mark.parametrize(("width", "dtype"), [(320, "bf16"), (1280, "bf16"), (640, "fp32")])
 def test_compiles_to_16_byte_accesses_everywhere(width, dtype):
     """x, residual, weight and bias are read, and y and total written, in 5 pieces each."""
-    for code in gates(width, dtype):
-        assert code.count("LDG.E.128") == 4 * 5
-        assert code.count("STG.E.128") == 2 * 5
-        if width <= 1280 and dtype == "bf16":
+    seen = (80, 90)  # the machine code of these is looked at, else what it is made from
+    for code in gates(width, dtype, machine=seen):
+        assert code.widths(machine=False) == {128: 6 * 5}
+        if dtype == "bf16":
             assert code.shared == 0, "a warp needs no shared memory for its sums"
+        if code.capability in seen:
+            assert code.count("LDG.E.128") == 4 * 5
+            assert code.count("STG.E.128") == 2 * 5
 
 
 def every_way():
@@ -357,16 +365,16 @@ def every_way():
 def test_every_tile_compiles():
     ways = every_way()
     assert len(ways) == 37
-    for width, dtype in ways:
-        gates(width, dtype, capabilities=[90])
+    compile_gates.at_once(lambda way: gates(*way, capabilities=[90], machine=False), ways)
 
 
 @compile_gates.compiles
 def test_variants_compile():
-    on_one = {"capabilities": [90]}
+    on_one = {"capabilities": [90], "machine": False}
     gates(320, "fp16", "fp32", **on_one)
     for absent in (("residual_ptr", "total_ptr"), ("weight_ptr", "bias_ptr"), ("bias_ptr",)):
         gates(1280, "bf16", absent=absent, **on_one)
-    odd = {"types": {"D": "i32"}, "aligned": False, "registers": 168, "capabilities": [80, 90]}
+    odd = {"types": {"D": "i32"}, "aligned": False, "registers": 168, "machine": False}
+    odd["capabilities"] = [80, 90]
     gates(333, "bf16", widths=(16,), **odd)
     gates(333, "fp32", widths=(32,), **odd)

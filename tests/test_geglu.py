@@ -107,8 +107,9 @@ def test_backends_say_why_not():
         geglu(torch.ones(2))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("wants_grad", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "wants_grad"), [(torch.float32, True), (torch.bfloat16, False)], ids=str
+)
 def test_opcheck(dtype, wants_grad):
     torch.library.opcheck(OP, (draw(0, (2, 3, 8), dtype).requires_grad_(wants_grad),))
 
@@ -129,15 +130,14 @@ def test_the_derivative_is_that_of_the_reference(through_op):
         assert not geglu(x).requires_grad
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compile_without_graph_breaks(backend):
+def test_compile_without_graph_breaks():
     torch._dynamo.reset()
 
     def block(x):
         return geglu(x.sin()).cos()
 
     x = draw(0, (3, 16))
-    compiled = torch.compile(block, fullgraph=True, backend=backend)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), block(x))
     x.requires_grad_()
     gradients = [torch.autograd.grad(f(x).sum(), x)[0] for f in (compiled, block)]
@@ -264,6 +264,7 @@ def test_without_a_gpu_the_backend_says_why():
     assert re.match("torch sees no CUDA device", reason)
 
 
+SEEN = (80, 90)  # the machine code of these is looked at, else what it is made from
 ALIGNED = {"D": "i32:16", "numel": "i64:16"}  # as those of every model
 
 
@@ -281,9 +282,11 @@ def gates(dtype, sizes=ALIGNED, **rest):
 @compile_gates.compiles
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_compiles_to_16_byte_accesses_everywhere(dtype):
-    for code in gates(dtype):
-        assert code.count("LDG.E.128") == 4
-        assert code.count("STG.E.128") == 2
+    for code in gates(dtype, machine=SEEN):
+        assert code.widths(machine=False) == {128: 6}
+        if code.capability in SEEN:
+            assert code.count("LDG.E.128") == 4
+            assert code.count("STG.E.128") == 2
 
 
 @compile_gates.compiles
@@ -299,4 +302,5 @@ def test_compiles_to_few_instructions():
 def test_compiles_for_odd_widths_and_addresses(dtype, bits):
     """Narrow accesses, but nothing worse."""
     odd = {"D": "i32", "numel": "i64"}
-    gates(dtype, odd, aligned=False, widths=(bits,), registers=128, capabilities=[80, 90])
+    rest = {"aligned": False, "capabilities": SEEN, "machine": False}
+    gates(dtype, odd, widths=(bits,), registers=128, **rest)
