@@ -9,10 +9,12 @@
 
 #include <cstring>
 
+#include "philox_normal.h"
+
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
-constexpr int kBlock = 1024;
+constexpr int kBlock = 1024;             // a multiple of 4, as counters of drawn noise are
 constexpr int64_t kSerialBelow = 65536;  // elements: a thread costs more than it brings
 
 inline uint32_t bits_of(float value) {
@@ -202,8 +204,10 @@ void decode(const AffineStep& a, const float* at, Row* row) {
   row->input_in_place = input.in_place;
 }
 
-void run_block(const AffineStep& a, const Row& row, int64_t begin, int n,
+// n elements of a sample from `offset` on.
+void run_block(const AffineStep& a, const Row& row, int64_t sample, int64_t offset, int n,
                float (*scratch)[kBlock]) {
+  const int64_t begin = sample * a.numel + offset;
   const float* data[kH + kMaxHistory];
   float* kept[kMaxKept];
   if (row.used[kX]) data[kX] = read(a.x, begin, n, *scratch++);
@@ -215,7 +219,12 @@ void run_block(const AffineStep& a, const Row& row, int64_t begin, int n,
       data[kE] = *scratch++;
     }
   }
-  if (row.used[kZ]) data[kZ] = read(a.noise, begin, n, *scratch++);
+  if (row.used[kZ] && a.seeds != nullptr) {
+    draw_normals(*scratch, offset, n, a.seeds[sample], a.noise_step, kStepStream);
+    data[kZ] = *scratch++;
+  } else if (row.used[kZ]) {
+    data[kZ] = read(a.noise, begin, n, *scratch++);
+  }
   for (int r = 0; r < a.depth; ++r) {
     if (row.used[kH + r]) data[kH + r] = read(a.history[r], begin, n, *scratch++);
   }
@@ -256,8 +265,7 @@ void run_blocks(const AffineStep& a, int64_t first, int64_t last, int64_t per_sa
     const float* at = a.rows + sample * a.row_stride;
     if (at != row.at) decode(a, at, &row);
     const int64_t left = a.numel - offset;
-    run_block(a, row, sample * a.numel + offset, static_cast<int>(left < kBlock ? left : kBlock),
-              scratch);
+    run_block(a, row, sample, offset, static_cast<int>(left < kBlock ? left : kBlock), scratch);
   }
 }
 

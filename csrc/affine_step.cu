@@ -23,8 +23,12 @@ void affine_step(const AffineStep& step, void* stream) {
   const int columns = 7 + (1 + step.keeps) * (5 + step.depth), width = 4 + step.depth;
   const int64_t shared_bytes = 4 * (columns + width);
 
-  auto kernel = wide ? affine_step_kernel<8, 4> : affine_step_kernel<4, 4>;
-  if (step.keeps > 3) kernel = affine_step_kernel<4, 11>;
+  auto kernel = wide ? affine_step_kernel<8, 4, false> : affine_step_kernel<4, 4, false>;
+  if (step.keeps > 3) kernel = affine_step_kernel<4, 11, false>;
+  if (step.seeds != nullptr) {
+    kernel = wide ? affine_step_kernel<8, 4, true> : affine_step_kernel<4, 4, true>;
+    if (step.keeps > 3) kernel = affine_step_kernel<4, 11, true>;
+  }
   launch(kernel, step.samples * blocks, kStepThreads, shared_bytes, stream, arguments);
 }
 

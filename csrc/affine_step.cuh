@@ -10,17 +10,21 @@
 // operands and of four history tensors is asked for before the first of it is used. Products and
 // sums are rounded one by one (__fmul_rn, __fadd_rn): the bits are those of the other kernels.
 //
+// With seeds the noise is not read but drawn, four elements at a time (philox_normal.inl).
+//
 // A block belongs to one sample. Its threads take the `vectors` of V elements first, then the
 // elements that are left over (all of them, if an operand is not 16-byte aligned), one each.
 #pragma once
 
 #include "cuda.cuh"
 #include "cuda.h"
+#include "philox_normal.inl"
 
 namespace fastdiff::cuda {
 
 constexpr int kStepThreads = 64;  // a latent of 16,384 elements still fills 64 multiprocessors
 constexpr int kStepAhead = 4;     // history tensors whose loads are in flight together
+constexpr uint32_t kStepStream = 1;
 
 enum StepOperand { kX, kUncond, kCond, kNoise, kNext, kX0, kInput, kHistory };
 
@@ -99,26 +103,56 @@ __device__ __forceinline__ void store_operand(const AffineStep& a, int operand, 
   store(a.data[operand], dtype, at, raw);
 }
 
+struct StepNoise {
+  uint64_t seed;
+  uint32_t number;  // of the step
+};
+
+// z of V elements of a sample from element `at` on, a multiple of 4 unless V is 1.
+template <int V>
+__device__ __forceinline__ void draw_noise(float (&z)[V], const StepNoise& noise, int64_t at) {
+#pragma unroll
+  for (int k = 0; k < V; k += 4) {
+    float four[4];
+    philox::four_normals(noise.seed, static_cast<uint32_t>(at / 4 + k / 4), noise.number,
+                         kStepStream, four);
+    if constexpr (V == 1) {
+      const int lane = static_cast<int>(at % 4);
+      z[0] = lane < 2 ? (lane == 0 ? four[0] : four[1]) : (lane == 2 ? four[2] : four[3]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) z[k + i] = four[i];
+    }
+  }
+}
+
 // The elements [at, at + V) of the batch. All of them are read before any of them is written, so
 // that a result may lie in place of an operand.
-template <int V, int kResults>
-__device__ __forceinline__ void step_elements(const AffineStep& a, const StepRow& row, int64_t at) {
+template <int V, int kResults, bool kSeeded>
+__device__ __forceinline__ void step_elements(const AffineStep& a, const StepRow& row,
+                                              const StepNoise& drawn, int64_t start, int64_t in) {
+  const int64_t at = start + in;  // the sample begins at start
   const int results = 1 + a.keeps;
   const float kx = row.at[1], ke = row.at[2], kz = row.at[3];
   const bool by_m = row.used[1] != 0 || a.data[kX0] != nullptr;
-  const bool noisy = a.data[kNoise] != nullptr, guided = a.data[kUncond] != nullptr;
+  const bool noisy = kSeeded || a.data[kNoise] != nullptr, guided = a.data[kUncond] != nullptr;
+  const bool by_z = noisy && (row.used[3] != 0 || (by_m && kz != 0));
   const bool by_e = row.used[2] != 0 || (by_m && ke != 0);
   Raw<V> raw_x, raw_u, raw_c, raw_z, ahead[kStepAhead];
   load_operand(raw_x, a, kX, at, row.used[0] != 0 || (by_m && kx != 0));
   load_operand(raw_c, a, kCond, at, by_e);
   load_operand(raw_u, a, kUncond, at, by_e && guided);
-  load_operand(raw_z, a, kNoise, at, noisy && (row.used[3] != 0 || (by_m && kz != 0)));
+  load_operand(raw_z, a, kNoise, at, by_z && !kSeeded);
   load_history(ahead, a, row, 0, at);
 
-  float x[V], e[V], z[V], m[V] = {}, sum[kResults][V] = {};
+  float x[V], e[V], z[V] = {}, m[V] = {}, sum[kResults][V] = {};
   unpack_operand(x, raw_x, a, kX);
   unpack_operand(e, raw_c, a, kCond);
-  unpack_operand(z, raw_z, a, kNoise);
+  if constexpr (kSeeded) {
+    if (by_z) draw_noise(z, drawn, in);
+  } else {
+    unpack_operand(z, raw_z, a, kNoise);
+  }
   if (guided && by_e) {
     float u[V];
     unpack_operand(u, raw_u, a, kUncond);
@@ -173,7 +207,7 @@ __device__ __forceinline__ void step_elements(const AffineStep& a, const StepRow
   }
 }
 
-template <int V, int kResults>
+template <int V, int kResults, bool kSeeded>
 __global__ void __launch_bounds__(kStepThreads)
     affine_step_kernel(const __grid_constant__ AffineStepLaunch launch) {
   const AffineStep& a = launch.step;
@@ -184,7 +218,8 @@ __global__ void __launch_bounds__(kStepThreads)
 
   const int64_t index = a.step == nullptr ? 0 : *a.step;
   const bool inside = index >= 0 && index < a.row_count;
-  const float* source = a.rows + (inside ? index * a.samples + sample : 0) * columns;
+  const float* source =
+      a.rows + (inside ? a.shared_row ? index : index * a.samples + sample : 0) * columns;
   for (int k = threadIdx.x; k < columns; k += kStepThreads) {
     row[k] = inside ? source[k] : __uint_as_float(0x7fc00000u);
   }
@@ -197,11 +232,16 @@ __global__ void __launch_bounds__(kStepThreads)
   __syncthreads();
 
   const StepRow shared = {row, used, width};
+  StepNoise drawn = {};
+  if constexpr (kSeeded) {
+    drawn = {static_cast<uint64_t>(a.seeds[sample]), static_cast<uint32_t>(index) + a.noise_step};
+  }
   const int64_t item = block * kStepThreads + threadIdx.x, start = sample * a.numel;
   if (item < launch.vectors) {
-    step_elements<V, kResults>(a, shared, start + item * V);
+    step_elements<V, kResults, kSeeded>(a, shared, drawn, start, item * V);
   } else if (item - launch.vectors < a.numel - launch.vectors * V) {
-    step_elements<1, kResults>(a, shared, start + launch.vectors * V + (item - launch.vectors));
+    const int64_t in = launch.vectors * V + (item - launch.vectors);
+    step_elements<1, kResults, kSeeded>(a, shared, drawn, start, in);
   }
 }
 

@@ -29,7 +29,7 @@ constexpr int kMaxKept = 11, kMaxHistory = 52;
 struct AffineStep {
   const float* rows;   // row of the first sample
   int64_t row_stride;  // floats from one sample's row to the next; 0: all samples share one row
-  int64_t samples;     // 1 when the row is shared
+  int64_t samples;     // 1 when the row is shared and no noise is drawn
   int64_t numel;       // elements per sample
   int keeps;           // P
   int depth;           // R
@@ -37,6 +37,8 @@ struct AffineStep {
   Operand x, uncond, cond, noise;
   Operand x_next, x0, model_input;
   Operand history[kMaxHistory], kept[kMaxKept];
+  const int64_t* seeds;  // (samples,): the noise is drawn (philox_normal.h); null: it is read
+  uint32_t noise_step;   // number of the step, for the noise that is drawn
 };
 
 constexpr int columns(int keeps, int depth) { return 7 + (1 + keeps) * (4 + depth) + 1 + keeps; }

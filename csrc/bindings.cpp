@@ -13,6 +13,7 @@
 #include "cuda_bindings.h"
 #include "group_norm.h"
 #include "isa.h"
+#include "philox_normal.h"
 
 namespace py = pybind11;
 
@@ -27,6 +28,11 @@ constexpr decltype(&baseline::affine_step) kAffineStep[] = {
 #undef FASTDIFF_ADDRESS
 #define FASTDIFF_ADDRESS(isa) &isa::group_norm,
 constexpr decltype(&baseline::group_norm) kGroupNorm[] = {FASTDIFF_FOR_EACH_ISA(FASTDIFF_ADDRESS)};
+
+#undef FASTDIFF_ADDRESS
+#define FASTDIFF_ADDRESS(isa) &isa::philox_normal,
+constexpr decltype(&baseline::philox_normal) kPhiloxNormal[] = {
+    FASTDIFF_FOR_EACH_ISA(FASTDIFF_ADDRESS)};
 
 int current_isa = 0;  // index into kIsas
 
@@ -57,9 +63,9 @@ bool check_row(const AffineStep& a, const float* row) {
   const int width = 4 + a.depth;
   bool reads_noise = row[3] != 0;
   for (int j = 0; j <= a.keeps; ++j) reads_noise |= row[7 + j * width + 3] != 0;
-  if (reads_noise && a.noise.data == nullptr) {
+  if (reads_noise && a.noise.data == nullptr && a.seeds == nullptr) {
     PyErr_SetString(PyExc_ValueError,
-                    "noise is None, but the row weighs it: pass noise of the shape of x");
+                    "noise is None, but the row weighs it: pass noise of the shape of x, or seeds");
     return false;
   }
   const float* slots = row + 7 + (1 + a.keeps) * width + 1;
@@ -85,23 +91,30 @@ enum Argument {
   kRing,
   kThreads,
   kDtypes,
-  kAddresses
+  kAddresses,  // the last one that must be there
+  kSeeds,
+  kBatch,
+  kNoiseStep,
+  kArguments
 };
 
 const char kDoc[] =
     "affine_step(rows, row_count, step, samples, numel, keeps, ring, threads, dtypes, "
-    "addresses)\n\n"
+    "addresses[, seeds, batch, noise_step])\n\n"
     "Positional only; see fastdiff/ops/affine_step.py. CPython's own calling convention, because\n"
     "pybind11's costs 0.2 us more and this call is made once a step.";
 
 PyObject* affine_step(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   constexpr int kFixed = 7;  // addresses before those of history and kept
-  if (count != kAddresses + 1 || !PyTuple_CheckExact(arguments[kAddresses])) {
+  const bool whole = count == kAddresses + 1 || count == kArguments;
+  if (!whole || !PyTuple_CheckExact(arguments[kAddresses])) {
     PyErr_SetString(PyExc_TypeError, kDoc);
     return nullptr;
   }
-  int64_t number[kAddresses];
-  for (int i = 0; i < kAddresses; ++i) number[i] = PyLong_AsLongLong(arguments[i]);
+  int64_t number[kArguments] = {};
+  for (int i = 0; i < count; ++i) {
+    if (i != kAddresses) number[i] = PyLong_AsLongLong(arguments[i]);
+  }
   const int addresses = static_cast<int>(PyTuple_GET_SIZE(arguments[kAddresses]));
   AffineStep a;
   a.keeps = static_cast<int>(number[kKeeps]);
@@ -135,9 +148,16 @@ PyObject* affine_step(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   }
   a.rows = reinterpret_cast<const float*>(number[kRows]) + index * samples * row_size;
   a.row_stride = samples > 1 ? row_size : 0;
-  a.samples = samples;
-  a.numel = numel / samples;
+  a.seeds = reinterpret_cast<const int64_t*>(number[kSeeds]);
+  a.noise_step = static_cast<uint32_t>(index + number[kNoiseStep]);
+  a.samples = a.seeds == nullptr ? samples : number[kBatch];
   if (numel == 0) Py_RETURN_NONE;
+  if (a.samples < 1 || (samples > 1 && samples != a.samples)) {
+    PyErr_Format(PyExc_ValueError, "%lld seeds, but rows for %lld samples",
+                 static_cast<long long>(number[kBatch]), static_cast<long long>(samples));
+    return nullptr;
+  }
+  a.numel = numel / a.samples;
   for (int64_t b = 0; b < samples; ++b) {
     if (!check_row(a, a.rows + b * a.row_stride)) return nullptr;
   }
@@ -191,6 +211,21 @@ void group_norm(std::array<uintptr_t, 8> addresses, std::array<int, 3> dtypes,
   if (!sound) throw std::bad_alloc();
 }
 
+// Of fastdiff/ops/philox_normal.py, launch_cpu: seeds (samples,), out (samples, numel / samples).
+void philox_normal(uintptr_t seeds, uintptr_t out, int64_t samples, int64_t numel, uint32_t step,
+                   uint32_t stream, int threads) {
+  if (samples == 0 || numel == 0) return;
+  if (seeds == 0 || out == 0 || samples < 0 || numel % samples != 0) {
+    throw py::value_error("seeds and out must be there, and samples divide numel");
+  }
+  PhiloxNormal noise = {};
+  noise.seeds = reinterpret_cast<const int64_t*>(seeds);
+  noise.samples = samples, noise.numel = numel / samples;
+  noise.step = step, noise.stream = stream;
+  noise.out = reinterpret_cast<float*>(out);
+  kPhiloxNormal[current_isa](noise, threads);
+}
+
 }  // namespace
 }  // namespace fastdiff
 
@@ -203,6 +238,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("group_norm", &fastdiff::group_norm, "See fastdiff/ops/group_norm.py, _native.",
         py::arg("addresses"), py::arg("dtypes"), py::arg("sizes"), py::arg("groups"),
         py::arg("eps"), py::arg("silu"), py::arg("tokens"), py::arg("last"), py::arg("threads"));
+  m.def("philox_normal", &fastdiff::philox_normal, py::call_guard<py::gil_scoped_release>(),
+        "(seeds, out, samples, numel, step, stream, threads): see fastdiff/ops/philox_normal.py.");
   m.def("isa", [] { return std::string(fastdiff::kIsas[fastdiff::current_isa]); });
   m.def("isas", &fastdiff::isas);
   m.def("set_isa", &fastdiff::set_isa);

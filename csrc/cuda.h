@@ -16,16 +16,31 @@ struct AffineStep {
   const float* rows;         // (row_count, samples, K) on the device
   const int32_t* step;       // on the device; null: row 0. Outside the table: all results are NaN
   int64_t row_count;         // N, the rows of the table
-  int64_t samples;           // 1: all samples share a row
+  int64_t samples;           // 1: all samples share a row, or see shared_row
   int64_t numel;             // elements per sample
   int keeps, depth;          // P, R
   int ring;                  // 1: r_p also replaces history[slot_p]; 0: slots are ignored
   uint64_t dtypes;           // bits 2i, 2i+1 hold the code of data[i]
   void* data[kMaxOperands];  // x, uncond, cond, noise, x_next, x0, model_input, h_1 .. h_R,
                              // kept_1 .. kept_P; null: absent
+  const int64_t* seeds;      // (samples,) on the device: the noise is drawn; null: it is data[3]
+  uint32_t noise_step;       // is added to the step, for the noise that is drawn
+  bool shared_row;           // with seeds: rows are (row_count, 1, K), whatever samples is
 };
 
 void affine_step(const AffineStep& step, void* stream);
+
+// Contract: fastdiff/ops/philox_normal.py.
+struct PhiloxNormal {
+  const int64_t* seeds;  // (samples,) on the device
+  const int32_t* step;   // on the device; null: 0
+  void* out;             // (samples, numel)
+  int64_t samples, numel;
+  uint32_t noise_step, stream;
+  int dtype;  // of out
+};
+
+void philox_normal(const PhiloxNormal& noise, void* stream);
 
 // Contract: fastdiff/ops/group_norm.py. C = channels + channels2; x, x2, residual and total share
 // one layout, channels last (samples, length, C) or contiguous (samples, C, length).

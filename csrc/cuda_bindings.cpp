@@ -22,7 +22,8 @@ T* at(uintptr_t address) {
 
 void affine_step(uintptr_t rows, int64_t row_count, uintptr_t step, int64_t samples, int64_t numel,
                  int keeps, int ring, uintptr_t stream, uint64_t dtypes,
-                 const std::vector<uintptr_t>& addresses) {
+                 const std::vector<uintptr_t>& addresses, uintptr_t seeds, int64_t batch,
+                 uint32_t noise_step) {
   constexpr int kFixed = 7;  // addresses before those of history and kept
   cuda::AffineStep a = {};
   a.depth = static_cast<int>(addresses.size()) - kFixed - keeps;
@@ -31,17 +32,29 @@ void affine_step(uintptr_t rows, int64_t row_count, uintptr_t step, int64_t samp
     throw py::value_error("a row has at most 64 columns; got " + std::to_string(keeps) +
                           " kept vectors and " + std::to_string(a.depth) + " history tensors");
   }
-  if (samples < 1) throw py::value_error("there must be at least one sample");
   a.rows = at<const float>(rows);
   a.step = at<const int32_t>(step);
   a.row_count = row_count;
-  a.samples = samples;
-  a.numel = numel / samples;
+  a.seeds = at<const int64_t>(seeds);
+  a.noise_step = noise_step;
+  a.shared_row = samples == 1;
+  a.samples = seeds == 0 ? samples : batch;
+  if (a.samples < 1) throw py::value_error("there must be at least one sample");
+  a.numel = numel / a.samples;
   a.keeps = keeps;
   a.ring = ring;
   a.dtypes = dtypes;
   for (size_t i = 0; i < addresses.size(); ++i) a.data[i] = at<void>(addresses[i]);
   cuda::affine_step(a, at<void>(stream));
+}
+
+void philox_normal(uintptr_t seeds, uintptr_t step, uint32_t noise_step, uint32_t stream_of_noise,
+                   uintptr_t out, int dtype, int64_t samples, int64_t numel, uintptr_t stream) {
+  cuda::PhiloxNormal a = {};
+  a.seeds = at<const int64_t>(seeds), a.step = at<const int32_t>(step), a.out = at<void>(out);
+  a.samples = samples, a.numel = samples == 0 ? 0 : numel / samples;
+  a.noise_step = noise_step, a.stream = stream_of_noise, a.dtype = dtype;
+  cuda::philox_normal(a, at<void>(stream));
 }
 
 // (x, x2, residual, addend, weight, bias, out, total); (x, weight, bias); (N, L, C1, C2): what
@@ -76,8 +89,10 @@ int64_t group_norm_workspace(std::array<int64_t, 4> sizes, int groups, int dtype
 void bind_cuda(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> unlocked;
   m.def("affine_step_cuda", &affine_step, unlocked,
-        "(rows, row_count, step, samples, numel, keeps, ring, stream, dtypes, addresses): as "
-        "affine_step, with a stream in place of the number of threads.");
+        "(rows, row_count, step, samples, numel, keeps, ring, stream, dtypes, addresses, seeds, "
+        "batch, noise_step): as affine_step, with a stream in place of the number of threads.");
+  m.def("philox_normal_cuda", &philox_normal, unlocked,
+        "(seeds, step, noise_step, stream of the noise, out, dtype, samples, numel, stream)");
   m.def("group_norm_cuda", &group_norm, unlocked,
         "(addresses, dtypes, sizes, groups, eps, silu, tokens, last, workspace, stream)");
   m.def("group_norm_cuda_workspace", &group_norm_workspace,

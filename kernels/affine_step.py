@@ -8,7 +8,8 @@ each operand is read once in 16-byte loads and each result written once.  All nu
 are read from the row in device memory, and the row is picked by a counter there: one compiled
 kernel, and one captured graph, serves every step of every solver with the same P and R.  A weight
 of 0 masks the load of its operand.  Launched with enable_fp_fusion=False: products are rounded
-before they are added, so that the bits are those of the reference.
+before they are added, so that the bits are those of the reference.  With seeds the noise is not
+read but drawn, by the function that philox_normal has.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from fastdiff.kernels.philox_normal import normal_block
 
 NUM_WARPS = 4
 
@@ -70,6 +73,8 @@ def affine_step_kernel(
     kept,
     rows_ptr,
     step_ptr,
+    seeds_ptr,
+    noise_step,
     samples,
     numel,
     P: tl.constexpr,
@@ -83,8 +88,10 @@ def affine_step_kernel(
     at = sample * numel + offset
     K: tl.constexpr = 7 + (1 + P) * (4 + R) + 1 + P
     row = rows_ptr + sample * K * (samples > 1)
+    number = tl.zeros((), tl.int32) + noise_step
     if step_ptr is not None:
         row += tl.load(step_ptr).to(tl.int64) * samples * K
+        number += tl.load(step_ptr)
     kx = tl.load(row + 1)
     ke = tl.load(row + 2)
     kz = tl.load(row + 3)
@@ -98,7 +105,12 @@ def affine_step_kernel(
         u = _read(uncond_ptr, at, inside, by_e)
         e = u + tl.load(row) * (e - u)
     m = _add(_add(tl.zeros((BLOCK,), tl.float32), kx, x), ke, e)
-    if noise_ptr is not None:
+    if seeds_ptr is not None:
+        start = tl.program_id(0).to(tl.int64) * BLOCK
+        one = tl.full((), 1, tl.int32)  # STEP_STREAM
+        z = normal_block(tl.load(seeds_ptr + sample), start, number, one, BLOCK)
+        m = _add(m, kz, z)
+    elif noise_ptr is not None:
         by_z = _reads(row, 3, 1 + P, R) + tl.where(kz != 0, by_m, 0)
         z = _read(noise_ptr, at, inside, by_z)
         m = _add(m, kz, z)
@@ -116,7 +128,7 @@ def affine_step_kernel(
         total = _add(tl.zeros((BLOCK,), tl.float32), _weight(row, j, 0, R), x)
         total = _add(total, _weight(row, j, 1, R), m)
         total = _add(total, _weight(row, j, 2, R), e)
-        if noise_ptr is not None:
+        if noise_ptr is not None or seeds_ptr is not None:
             total = _add(total, _weight(row, j, 3, R), z)
         for r in tl.static_range(R):
             total = _add(total, _weight(row, j, 4 + r, R), past[r])
@@ -158,11 +170,13 @@ def launch(
     kept: Sequence[Tensor],
     model_input: Tensor | None,
     ring: bool,
+    seeds: Tensor | None = None,
+    noise_step: int = 0,
 ) -> None:
     """Run the kernel on tensors of one dense layout; fastdiff.ops.affine_step has checked them."""
     if x.numel() == 0:  # CUDA refuses an empty grid
         return
-    samples = rows.shape[1]
+    samples = rows.shape[1] if seeds is None else len(seeds)
     per_sample = x.numel() // samples
     operands = (x, uncond, cond, noise, x_next, x0, model_input, *history, *kept)
     block = block_size(min(t.element_size() for t in operands if t is not None))
@@ -180,7 +194,9 @@ def launch(
             tuple(kept) or (None,) * keeps,
             rows,
             step,
-            samples,
+            seeds,
+            noise_step,
+            rows.shape[1],
             per_sample,
             P=keeps,
             R=len(history),

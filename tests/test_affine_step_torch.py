@@ -20,7 +20,13 @@ def case(dtype=torch.float32, samples=1, shape=(2, 3, 4), keeps=2, depth=2):
 def positional(case, step=None):
     names = ("x", "uncond", "cond", "history", "noise", "rows")
     dtype = case["x"].dtype
-    return (*(case[name] for name in names), step, case["keeps"], dtype, dtype)
+    seeded = (case.get("seeds"), case.get("noise_step", 0))
+    return (*(case[name] for name in names), step, case["keeps"], dtype, dtype, *seeded)
+
+
+def for_out(case):
+    arguments = positional(case)
+    return (*arguments[:8], *arguments[10:])
 
 
 def flat(results):
@@ -43,14 +49,15 @@ def test_opcheck(dtype, wants_grad):
         tensor.requires_grad_(wants_grad)
     torch.library.opcheck(OP.default, positional(values, step))
     bare = (*positional(values)[:1], None, values["cond"].detach(), [], None)
-    torch.library.opcheck(OP.default, (*bare, torch.zeros(1, 1, 12), None, 0, dtype, dtype))
+    bare = (*bare, torch.zeros(1, 1, 12), None, 0, dtype, dtype, None, 0)
+    torch.library.opcheck(OP.default, bare)
 
 
 def test_opcheck_of_the_out_form():
     values = case()
-    torch.library.opcheck(OP.out, positional(values)[:8], results_for(values))
+    torch.library.opcheck(OP.out, for_out(values), results_for(values))
     bare = {"x_next": torch.zeros(2, 3, 4), "kept": []}
-    torch.library.opcheck(OP.out, positional(values)[:8], bare)
+    torch.library.opcheck(OP.out, for_out(values), bare)
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -261,7 +268,7 @@ def test_the_op_itself_is_checked_too():
     with pytest.raises(ValueError, match="rows must be"):
         OP.default(*arguments)
     with pytest.raises(ValueError, match="rows must be"):
-        OP.out(*arguments[:8], x_next=torch.zeros(2, 3, 4), kept=[])
+        OP.out(*arguments[:8], None, 0, x_next=torch.zeros(2, 3, 4), kept=[])
 
 
 def test_errors_of_the_out_form():

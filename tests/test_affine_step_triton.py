@@ -43,7 +43,7 @@ def launch(*arguments):
     kernel(*arguments)
 
 
-def run(function, operands, rows, keeps, *, step=None, dtype=None, ring=False, wants=()):
+def run(function, operands, rows, keeps, *, step=None, dtype=None, ring=False, wants=(), drawn=()):
     """All that `function` writes: x_next, then x0, model_input, kept if wanted, then history."""
     x, history = operands["x"], [h.clone() for h in operands["history"]]
 
@@ -55,7 +55,7 @@ def run(function, operands, rows, keeps, *, step=None, dtype=None, ring=False, w
     entry = out() if "model_input" in wants else None
     kept = [out() for _ in range(keeps)] if "kept" in wants else []
     function(x, operands["uncond"], operands["cond"], history, operands["noise"], rows, step, keeps,
-             x_next, x0, kept, entry, ring)  # fmt: skip
+             x_next, x0, kept, entry, ring, *drawn)  # fmt: skip
     return [t for t in (x_next, x0, entry, *kept, *history) if t is not None]
 
 
@@ -108,6 +108,23 @@ def test_what_has_weight_zero_is_not_read():
     x, m = operands["x"], operands["x"] - 0.5 * operands["cond"]
     assert torch.equal(x0, m)
     assert torch.equal(x_next, 0.7 * x + 0.1 * m + 0.2 * operands["history"][0])
+
+
+@here
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_noise_that_is_drawn(dtype):
+    draw = torch.Generator().manual_seed(0)
+    operands = make_operands(draw, (3, 1, 777), 1, dtype, noisy=False, device=DEVICE)
+    step = torch.tensor(1, dtype=torch.int32, device=DEVICE)
+    drawn = (torch.tensor([5, -9, 2**60 + 3], device=DEVICE), 2)
+    for samples in (1, 3):
+        rows = make_rows(draw, 3, samples, 1, 1, zeros=0.0).to(DEVICE)
+        options = {"step": step, "wants": ("x0", "kept"), "drawn": drawn}
+        expected = run(reference, operands, rows, 1, **options)
+        assert_same_bits(run(launch, operands, rows, 1, **options), expected)
+    rows[..., 3] = rows[..., 10] = rows[..., 15] = 0.0  # no result weighs the noise
+    expected = run(reference, operands, rows, 1, step=step)
+    assert_same_bits(run(launch, operands, rows, 1, step=step, drawn=drawn), expected)
 
 
 @here

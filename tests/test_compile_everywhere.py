@@ -21,15 +21,18 @@ GATED_HERE = {"affine_step", "group_norm"}
 
 
 @pytest.mark.parametrize(
-    ("dtype", "keeps", "depth", "ring"), [("*fp32", 1, 2, True), ("*bf16", 3, 5, False)]
+    ("dtype", "keeps", "depth", "ring", "drawn"),
+    [("*fp32", 1, 2, True, False), ("*bf16", 3, 5, False, False), ("*bf16", 1, 2, False, True)],
 )
-def test_affine_step(dtype, keeps, depth, ring):
+def test_affine_step(dtype, keeps, depth, ring, drawn):
     """Every operand there; sizes are multiples of 16, as those of latents are."""
     from fastdiff.kernels import affine_step
 
     constants = {"P": keeps, "R": depth, "RING": ring}
     constants["BLOCK"] = affine_step.block_size(4 if dtype == "*fp32" else 2)
     types = {"rows_ptr": "*fp32", "step_ptr": "*i32", "samples": "i32", "numel": "i32:16"}
+    types |= {"noise_step": "i32"} | ({"seeds_ptr": "*i64"} if drawn else {})
+    constants |= {"noise_ptr": None} if drawn else {"seeds_ptr": None}
     types |= {"history": (dtype,) * depth, "kept": (dtype,) * keeps}
     for name in affine_step.affine_step_kernel.arg_names:
         if name not in constants:
@@ -39,11 +42,12 @@ def test_affine_step(dtype, keeps, depth, ring):
         types,
         constants,
         registers=168,  # three blocks of 128 threads fit the 65,536 of a multiprocessor
+        widths=(32, 64, 128) if drawn else (32, 128),  # a seed has 64 bits
         num_warps=affine_step.NUM_WARPS,
         enable_fp_fusion=False,
         ptx_version=87,
     )
-    operands, results = 4 + depth, 3 + keeps
+    operands, results = 4 + depth - drawn, 3 + keeps
     for code in codes:
         assert not re.search(r"\bfma", code.ptx), "a product was fused into a sum"
         assert code.count("LDG.E.128") == operands

@@ -76,6 +76,8 @@ class Step:
         order=0,
         shifts=None,
         aliases=None,
+        seeds=None,
+        noise_step=0,
     ):
         """{name: result} of all that is written; at: the step."""
         depth, written = len(history), {"x_next", "x0", "model_input"}
@@ -91,12 +93,17 @@ class Step:
         codes = [DTYPE_CODES[tensors[owner[n]].dtype] if owner[n] in tensors else 0 for n in names]
         dtypes = sum(code << 2 * i for i, code in enumerate(codes))
         tensors["rows"] = rows
+        if seeds is not None:
+            tensors["seeds"] = seeds
+        samples = rows.shape[1] if seeds is None else len(seeds)
         if at is not None:
             tensors["step"] = torch.tensor(at, dtype=torch.int32)
         numbers = {
             "row_count": rows.shape[0],
-            "samples": rows.shape[1],
-            "numel": x.numel() // rows.shape[1],
+            "samples": samples,
+            "numel": x.numel() // samples,
+            "shared_row": rows.shape[1] == 1,
+            "noise_step": noise_step,
             "keeps": keeps,
             "depth": depth,
             "ring": ring,
@@ -112,14 +119,14 @@ class Step:
 
     @staticmethod
     def reference(rows, keeps, *, x, cond, uncond=None, noise=None, history=(), at=None,
-                  dtype=None, ring=False, **_):  # fmt: skip
+                  dtype=None, ring=False, seeds=None, noise_step=0, **_):  # fmt: skip
         history = [h.clone() for h in history]
         x_next, x0, entry, *kept = (
             torch.full_like(x, NAN, dtype=dtype or x.dtype) for _ in range(3 + keeps)
         )
         counter = None if at is None else torch.tensor(at, dtype=torch.int32)
         affine_step_reference.launch(x, uncond, cond, history, noise, rows, counter, keeps, x_next,
-                                     x0, kept, entry, ring)  # fmt: skip
+                                     x0, kept, entry, ring, seeds, noise_step)  # fmt: skip
         results = {"x_next": x_next, "x0": x0, "model_input": entry}
         results |= {f"kept{p}": t for p, t in enumerate(kept)}
         return results | ({f"history{r}": t for r, t in enumerate(history)} if ring else {})
@@ -182,6 +189,23 @@ def test_operands_may_be_absent(step, guided, noisy):
     if not noisy:
         rows[..., [3, 10, 15]] = 0.0
     step.agrees(rows, 1, **operands)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize(("numel", "dtype"), [(8 * 80, LOW), (4 * 67, torch.float32), (333, LOW)])
+def test_a_step_draws_its_noise(step, numel, dtype, samples):
+    draw = random(samples)
+    operands = make_operands(draw, (3, numel), 2, dtype, noisy=False)
+    spec = {"seeds": torch.tensor([5, -9, 2**60 + 3]), "noise_step": 2, "at": 1, "dtype": dtype}
+    rows = make_rows(draw, 3, samples, 1, 2, zeros=0.0)
+    together = step.agrees(rows, 1, **spec, **operands)["x_next"]
+    last = {k: v[2:] for k, v in operands.items() if k in ("x", "cond", "uncond")}
+    last["history"] = [h[2:] for h in operands["history"]]
+    spec["seeds"] = spec["seeds"][2:]
+    alone = step(rows[:, -1:].contiguous(), 1, **spec, **last)["x_next"]
+    assert torch.equal(alone[0], together[2])
+    step.agrees(make_rows(draw, 1, 1, 5, 1), 5, x=last["x"], cond=last["x"],
+                history=last["history"][:1], seeds=spec["seeds"])  # fmt: skip
 
 
 def test_what_has_weight_zero_is_not_read(step):

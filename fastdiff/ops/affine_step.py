@@ -9,6 +9,9 @@ x, uncond (u), cond (c), noise (z), history (h_r)   (*shape), floating, on one d
 rows   (N, 1 or B, K) contiguous, float32: a table of N steps, one row for all samples or one each,
        [g, kx, ke, kz, lo, hi, gain, C row-major (1+P)x(4+R), c_in, slot_1 .. slot_P]
 step   () int32 on the device of rows: the index of the step; None: 0
+seeds  (B,) int64, contiguous, on that device: in place of noise, z of element i (in C order) of
+       sample b is normal(seeds[b], i, step + noise_step, STEP_STREAM) of philox_normal.py, float32:
+       each sample's own, whatever the batch; drawn inside the step, never in memory
 x_next (x'), x0 (m), kept (r_p), model_input        (*shape), dtypes as asked for
 
 P = keeps, R = len(history), K = row_size(P, R) <= 64.  Sums are made in float32 (in float64, by the
@@ -20,13 +23,15 @@ leave m as it is.
 The functional form ignores the slots.  The out form keeps rings: r_p goes to kept[p], if given,
 and to history[slot_p], unless slot_p is -1; all of an element is read before any of it is written.
 A layout is any dense one (contiguous, channels_last, ..) shared by all; operands in another layout
-than x are copied first, an x that is not dense becomes contiguous.  Per-sample rows need the batch
+than x are copied first, an x that is not dense becomes contiguous.  Noise from seeds is written to
+memory first, in one more launch, if that layout is not contiguous.  Per-sample rows need the batch
 outermost in memory.
 
 Schedulers, whose whole step takes microseconds, may call the CPU kernel without any check:
 
     fastdiff._C.affine_step(rows, row_count, step, samples, numel, keeps, ring, threads, dtypes,
-                            (x, uncond, cond, noise, x_next, x0, model_input, h_1 .., kept_1 ..))
+                            (x, uncond, cond, noise, x_next, x0, model_input, h_1 .., kept_1 ..)
+                            [, seeds, B, noise_step])
 
 All are ints; tensors are given by data_ptr(), 0 = None; kept has exactly P entries.  row_count and
 samples = rows.shape[:2]; numel = x.numel(); ring = 1: obey the slots; threads =
@@ -53,6 +58,7 @@ from fastdiff.ops.affine_step_checks import (
     same_layout,
 )
 from fastdiff.ops.affine_step_reference import affine_step_ref
+from fastdiff.ops.philox_normal import STEP_STREAM, philox_normal
 
 __all__ = ["DTYPE_CODES", "affine_step", "affine_step_out", "affine_step_ref", "row_size"]
 
@@ -61,14 +67,15 @@ DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 torch.library.define(
     "fastdiff::affine_step",
     "(Tensor x, Tensor? uncond, Tensor cond, Tensor[] history, Tensor? noise, Tensor rows, "
-    "Tensor? step, int keeps, ScalarType out_dtype, ScalarType x0_dtype) "
+    "Tensor? step, int keeps, ScalarType out_dtype, ScalarType x0_dtype, Tensor? seeds, "
+    "int noise_step) "
     "-> (Tensor x_next, Tensor x0, Tensor[] kept)",
 )
 torch.library.define(
     "fastdiff::affine_step.out",
     "(Tensor x, Tensor? uncond, Tensor cond, Tensor(a!)[] history, Tensor? noise, Tensor rows, "
-    "Tensor? step, int keeps, *, Tensor(b!) x_next, Tensor(c!)? x0=None, Tensor(d!)[] kept, "
-    "Tensor(e!)? model_input=None) -> ()",
+    "Tensor? step, int keeps, Tensor? seeds, int noise_step, *, Tensor(b!) x_next, "
+    "Tensor(c!)? x0=None, Tensor(d!)[] kept, Tensor(e!)? model_input=None) -> ()",
 )
 
 
@@ -80,6 +87,8 @@ def affine_step(
     uncond: Tensor | None = None,
     history: Sequence[Tensor] = (),
     noise: Tensor | None = None,
+    seeds: Tensor | None = None,
+    noise_step: int = 0,
     step: Tensor | None = None,
     keeps: int = 0,
     out_dtype: torch.dtype | None = None,
@@ -88,15 +97,16 @@ def affine_step(
     """Return x_next (dtype out_dtype, default x's), x0 and the kept vectors (x0_dtype, default
     out_dtype) as new tensors; differentiable in x, uncond, cond, history and noise."""
     history = list(history)
-    check_arguments(x, uncond, cond, history, noise, rows, step, keeps)
+    check_arguments(x, uncond, cond, history, noise, rows, step, keeps, seeds, noise_step)
     out_dtype = out_dtype or x.dtype
-    args = (x, uncond, cond, history, noise, rows, step, keeps, out_dtype, x0_dtype or out_dtype)
+    dtypes = (out_dtype, x0_dtype or out_dtype)
+    args = (x, uncond, cond, history, noise, rows, step, keeps, *dtypes, seeds, noise_step)
     tensors = (x, uncond, cond, noise, *history)
     if torch.compiler.is_compiling():
         return _through_dispatcher(*args)
     if backends.why_reference(*tensors) is None:
         return _functional(*args)
-    if backends.why_recorded() or any(map(_foreign, tensors)):
+    if backends.why_recorded() or any(map(_foreign, (*tensors, seeds))):
         return affine_step_ref(*args)  # plain operators, which everything can record or wrap
     return _through_dispatcher(*args)
 
@@ -113,6 +123,8 @@ def affine_step_out(
     uncond: Tensor | None = None,
     history: Sequence[Tensor] = (),
     noise: Tensor | None = None,
+    seeds: Tensor | None = None,
+    noise_step: int = 0,
     step: Tensor | None = None,
     keeps: int = 0,
 ) -> None:
@@ -122,9 +134,9 @@ def affine_step_out(
     x_next, which is dense.  Not differentiable.
     """
     history, kept = list(history), list(kept)
-    check_arguments(x, uncond, cond, history, noise, rows, step, keeps)
+    check_arguments(x, uncond, cond, history, noise, rows, step, keeps, seeds, noise_step)
     check_outputs(x, rows, keeps, history, x_next, x0, model_input, kept)
-    args = (x, uncond, cond, history, noise, rows, step, keeps)
+    args = (x, uncond, cond, history, noise, rows, step, keeps, seeds, noise_step)
     direct = not torch.compiler.is_compiling()
     direct = direct and backends.why_reference(x, x_next, uncond, cond, noise, *history) is None
     run = _out if direct else torch.ops.fastdiff.affine_step.out
@@ -145,6 +157,8 @@ def launch_cpu(
     kept: Sequence[Tensor],
     model_input: Tensor | None,
     ring: bool,
+    seeds: Tensor | None = None,
+    noise_step: int = 0,
 ) -> None:
     """csrc/affine_step.cpp on tensors of one dense layout."""
     from fastdiff import _C
@@ -152,7 +166,8 @@ def launch_cpu(
     outputs = (x_next, x0, kept, model_input)
     operands = _addresses(x, uncond, cond, history, noise, keeps, *outputs)
     table = _table(rows, step)
-    _C.affine_step(*table, x.numel(), keeps, int(ring), torch.get_num_threads(), *operands)
+    run = (x.numel(), keeps, int(ring), torch.get_num_threads())
+    _C.affine_step(*table, *run, *operands, *_drawn(seeds, noise_step))
 
 
 def launch_cuda(
@@ -169,6 +184,8 @@ def launch_cuda(
     kept: Sequence[Tensor],
     model_input: Tensor | None,
     ring: bool,
+    seeds: Tensor | None = None,
+    noise_step: int = 0,
 ) -> None:
     """csrc/affine_step.cu on tensors of one dense layout, on the current stream of their device.
 
@@ -181,11 +198,16 @@ def launch_cuda(
     table = _table(rows, step)
     with torch.cuda.device(x.device):
         stream = torch.cuda.current_stream().cuda_stream
-        _C.affine_step_cuda(*table, x.numel(), keeps, int(ring), stream, *operands)
+        run = (x.numel(), keeps, int(ring), stream)
+        _C.affine_step_cuda(*table, *run, *operands, *_drawn(seeds, noise_step))
 
 
 def _table(rows: Tensor, step: Tensor | None) -> tuple[int, int, int, int]:
     return rows.data_ptr(), rows.shape[0], 0 if step is None else step.data_ptr(), rows.shape[1]
+
+
+def _drawn(seeds: Tensor | None, noise_step: int) -> tuple[int, int, int]:
+    return (0, 1, 0) if seeds is None else (seeds.data_ptr(), seeds.numel(), noise_step)
 
 
 def _addresses(
@@ -223,6 +245,16 @@ def _laid_out_if(tensor: Tensor | None, like: Tensor) -> Tensor | None:
     return None if tensor is None else _laid_out(tensor, like)
 
 
+def _noise(
+    noise: Tensor | None, seeds: Tensor | None, noise_step: int, step: Tensor | None, like: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """(noise, seeds), one of them None: kernels count elements in the order of memory."""
+    if seeds is None or like.is_contiguous():
+        return _laid_out_if(noise, like), seeds
+    options: dict[str, Any] = {"step": step, "noise_step": noise_step, "stream": STEP_STREAM}
+    return _laid_out(philox_normal(seeds, like.shape[1:], **options), like), None
+
+
 def _launch(
     x: Tensor,
     uncond: Tensor | None,
@@ -257,12 +289,16 @@ def _functional(
     keeps: int,
     out_dtype: torch.dtype,
     x0_dtype: torch.dtype,
+    seeds: Tensor | None = None,
+    noise_step: int = 0,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     x = dense(x, rows.shape[1])
     cond, history = _laid_out(cond, x), [_laid_out(h, x) for h in history]
-    uncond, noise = _laid_out_if(uncond, x), _laid_out_if(noise, x)
+    uncond = _laid_out_if(uncond, x)
+    noise, seeds = _noise(noise, seeds, noise_step, step, x)
     x_next, x0, kept = _empty(x, keeps, out_dtype, x0_dtype)
-    _launch(x, uncond, cond, history, noise, rows, step, keeps, x_next, x0, kept, None, False)
+    args = (x, uncond, cond, history, noise, rows, step, keeps)
+    _launch(*args, x_next, x0, kept, None, False, seeds, noise_step)
     return x_next, x0, kept
 
 
@@ -275,6 +311,8 @@ def _out(
     rows: Tensor,
     step: Tensor | None,
     keeps: int,
+    seeds: Tensor | None = None,
+    noise_step: int = 0,
     *,
     x_next: Tensor,
     x0: Tensor | None = None,
@@ -283,9 +321,10 @@ def _out(
 ) -> None:
     check_overlap(x, uncond, cond, history, noise, x_next, x0, kept, model_input)
     x, cond = _laid_out(x, x_next), _laid_out(cond, x_next)
-    uncond, noise = _laid_out_if(uncond, x_next), _laid_out_if(noise, x_next)
+    uncond = _laid_out_if(uncond, x_next)
+    noise, seeds = _noise(noise, seeds, noise_step, step, x_next)
     args = (x, uncond, cond, history, noise, rows, step, keeps)
-    _launch(*args, x_next, x0, kept, model_input, True)
+    _launch(*args, x_next, x0, kept, model_input, True, seeds, noise_step)
 
 
 def _fake(
@@ -299,6 +338,8 @@ def _fake(
     keeps: int,
     out_dtype: torch.dtype,
     x0_dtype: torch.dtype,
+    seeds: Tensor | None = None,
+    noise_step: int = 0,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     return _empty(dense(x, rows.shape[1]), keeps, out_dtype, x0_dtype)
 
@@ -308,7 +349,9 @@ def _through_dispatcher(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 
 def _functional_op(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    check_arguments(*args[:8])  # whoever calls torch.ops directly reaches raw addresses, too
+    check_arguments(
+        *args[:8], *args[10:]
+    )  # whoever calls torch.ops directly reaches raw addresses, too
     return _functional(*args)
 
 

@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fastdiff.ops.philox_normal import check_seeds
+
 MAX_COLUMNS, MAX_VECTORS = 64, 25  # K; P + R
 
 
@@ -23,6 +25,8 @@ def check_arguments(
     rows: Tensor,
     step: Tensor | None,
     keeps: int,
+    seeds: Tensor | None = None,
+    noise_step: int = 0,
 ) -> None:
     named = {"x": x, "uncond": uncond, "cond": cond, "noise": noise}
     named |= {f"history[{r}]": h for r, h in enumerate(history)}
@@ -58,6 +62,17 @@ def check_arguments(
         )
     if rows.device != x.device:
         raise ValueError(f"rows must be on the device of x, {x.device}; got {rows.device}")
+    if seeds is not None:
+        if noise is not None:
+            raise ValueError(
+                "noise and seeds were both given: pass noise, or seeds to draw it from"
+            )
+        if tuple(seeds.shape) != tuple(x.shape[:1]) or seeds.device != x.device:
+            raise ValueError(
+                f"seeds must be ({batch},), one for each sample of x, on {x.device}; got "
+                f"{tuple(seeds.shape)} on {seeds.device}"
+            )
+        check_seeds(seeds, None, noise_step)
     if step is None:
         return
     if step.dim() != 0 or step.dtype != torch.int32 or step.device != rows.device:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdiff.ops.philox_normal_reference import STEP_STREAM, philox_normal_ref
+
 X, M, E, Z, H = range(5)  # columns of C; those of the history follow
 
 
@@ -71,6 +73,15 @@ def guided(g: Tensor, uncond: Tensor | None, cond: Tensor) -> Tensor:
     return uncond + g * (cond - uncond)
 
 
+def drawn(
+    x: Tensor, noise: Tensor | None, seeds: Tensor | None, step: Tensor | None, noise_step: int
+) -> Tensor | None:
+    """z: the noise, or what the seeds make of it."""
+    if seeds is None:
+        return noise
+    return philox_normal_ref(seeds, x.shape[1:], step, noise_step, STEP_STREAM, torch.float32)
+
+
 def evaluate(
     x: Tensor,
     uncond: Tensor | None,
@@ -102,8 +113,11 @@ def affine_step_ref(
     keeps: int,
     out_dtype: torch.dtype,
     x0_dtype: torch.dtype,
+    seeds: Tensor | None = None,
+    noise_step: int = 0,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The functional form; differentiable, on any device, through any transform."""
+    noise = drawn(x, noise, seeds, step, noise_step)
     row = read_row(x, rows, step, keeps, len(history))
     x_next, m, kept = evaluate(x, uncond, cond, history, noise, row)
     return x_next.to(out_dtype), m.to(x0_dtype), [r.to(x0_dtype) for r in kept]
@@ -123,13 +137,18 @@ def launch(
     kept: Sequence[Tensor],
     model_input: Tensor | None,
     ring: bool,
+    seeds: Tensor | None = None,
+    noise_step: int = 0,
 ) -> None:
     """Write the results where a kernel would write them."""
+    noise = drawn(x, noise, seeds, step, noise_step)
     row, used = read_row(x, rows, step, keeps, len(history)), None
     if rows.is_cpu and rows.shape[1] == 1:
         used = [(c != 0).flatten().tolist() for c in (row.estimate, *row.matrix)]
         if noise is None and any(weights[Z] for weights in used):
-            raise ValueError("noise is None, but the row weighs it: pass noise of the shape of x")
+            raise ValueError(
+                "noise is None, but the row weighs it: pass noise of the shape of x, or seeds"
+            )
     after, m, results = evaluate(x, uncond, cond, history, noise, row, used)
     if model_input is not None:
         model_input.copy_(row.c_in * after)
@@ -145,8 +164,8 @@ def launch(
 
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """All that the derivative needs: what m depends on (is it clamped?) and the row."""
-    x, uncond, cond, history, noise, rows, step, keeps, _, _ = inputs
-    ctx.save_for_backward(x, uncond, cond, noise, rows, step)
+    x, uncond, cond, history, noise, rows, step, keeps, _, _, seeds, ctx.noise_step = inputs
+    ctx.save_for_backward(x, uncond, cond, noise, rows, step, seeds)
     ctx.keeps, ctx.history_dtypes = keeps, [h.dtype for h in history]
 
 
@@ -157,14 +176,15 @@ def backward(
 
     Where m is clamped it does not depend on anything.
     """
-    x, uncond, cond, noise, rows, step = ctx.saved_tensors
+    x, uncond, cond, noise, rows, step, seeds = ctx.saved_tensors
+    z = drawn(x, noise, seeds, step, ctx.noise_step)
     row = read_row(x, rows, step, ctx.keeps, len(ctx.history_dtypes))
     results = [grad_next, *grad_kept]
 
     def pulled(column: int) -> Tensor:
         return weighted_sum(x, row.matrix[:, column], results)
 
-    estimate = weighted_sum(x, row.estimate, (x, None, guided(row.g, uncond, cond), noise))
+    estimate = weighted_sum(x, row.estimate, (x, None, guided(row.g, uncond, cond), z))
     free = (estimate >= row.lo) & (estimate <= row.hi)
     grad_m = pulled(M) if grad_x0 is None else pulled(M) + grad_x0.to(row.g.dtype)
     grad_m = torch.where(free, row.gain * grad_m, torch.zeros_like(grad_m))
@@ -176,5 +196,5 @@ def backward(
         (grad_e if uncond is None else row.g * grad_e).to(cond.dtype),
         grad_history,
         None if noise is None else grad_z.to(noise.dtype),
-        *[None] * 5,
+        *[None] * 7,
     )

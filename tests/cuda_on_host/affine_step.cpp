@@ -13,6 +13,9 @@ int main(int count, char** folders) {
     a.row_count = c.whole("row_count");
     a.samples = c.whole("samples");
     a.numel = c.whole("numel");
+    a.seeds = static_cast<const int64_t*>(c.buffer("seeds"));
+    a.noise_step = static_cast<uint32_t>(c.whole("noise_step"));
+    a.shared_row = c.whole("shared_row") != 0;
     a.keeps = static_cast<int>(c.whole("keeps"));
     a.depth = static_cast<int>(c.whole("depth"));
     a.ring = static_cast<int>(c.whole("ring"));

@@ -1,0 +1,55 @@
+"""philox_normal at latents of SD1.5 and SDXL, and of a batch: one write of 4 bytes an element.
+
+Peers: `torch.randn` with one generator (another noise, and one that depends on the batch), and the
+formula in PyTorch operators.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.pointwise import DEVICE, IN_A_GRAPH, graph
+from benchmarks.side_by_side import OURS, measure
+from fastdiff import backends
+from fastdiff.ops.philox_normal import philox_normal, philox_normal_ref
+
+SHAPES = {
+    "sd15 1x4x64x64": (1, 4, 64, 64),
+    "sdxl 1x4x128x128": (1, 4, 128, 128),
+    "sdxl 8x4x128x128": (8, 4, 128, 128),
+}
+
+
+@pytest.mark.parametrize("where", SHAPES)
+def test_philox_normal(benchmark: Any, where: str):
+    batch, *shape = SHAPES[where]
+    seeds = torch.arange(batch, device=DEVICE)
+    contestants = {
+        OURS: functools.partial(philox_normal, seeds, shape),
+        "torch.randn": functools.partial(torch.randn, batch, *shape, device=DEVICE),
+    }
+    if DEVICE == "cpu":
+        contestants["eager formula"] = functools.partial(
+            philox_normal_ref, seeds, shape, None, 0, 0, torch.float32
+        )
+    expected = philox_normal_ref(seeds, shape, None, 0, 0, torch.float32)
+    same = torch.equal(contestants[OURS](), expected)
+    assert same, "the bits are not those of the reference"
+    repeats = IN_A_GRAPH if DEVICE == "cuda" else 1
+    key = backends.Key(DEVICE, torch.float32)
+    benchmark.group = f"philox_normal/{where}"
+    benchmark.extra_info |= {
+        "case": {"where": where, "backend": backends.chosen("philox_normal", key)},
+        "bytes": repeats * expected.nbytes,
+        "repeats": repeats,
+        "check": {"bits of the reference": same},
+    }
+    laps = {
+        n: functools.partial(list, [graph(c) if DEVICE == "cuda" else c])
+        for n, c in contestants.items()
+    }
+    measure(benchmark, laps, skip=0, rounds=30)
