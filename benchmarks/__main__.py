@@ -3,7 +3,8 @@
 The JSON (schema 1) holds the provenance and, for every case, the times of each contestant; no
 ratio is stored, since all follow from it.  A whole run goes to benchmarks/results/cpu-DATE.json,
 and the tables of README.md and docs/performance.md are made from it.  With -k nothing is written,
-and with --out nothing but that file.
+with --out nothing but that file, and on a machine with a GPU only with --out: the numbers of a GPU
+come from `python -m benchmarks.campaign`.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ def run(out: Path | None, expression: str) -> int:
     if out is not None:
         save(report, out)
         print(f"\nwritten: {out}")
+    elif not expression and report["provenance"]["gpus"]:
+        print("\nnot written: on a GPU, python -m benchmarks.campaign; or --out FILE")
     elif not expression:
-        date, gpus = report["provenance"]["date"][:10], report["provenance"]["gpus"]
-        path = RESULTS / f"{'gpu' if gpus else 'cpu'}-{date}.json"
+        path = RESULTS / f"cpu-{report['provenance']['date'][:10]}.json"
         save(report, path)
         print(f"\nwritten: {path}")
         return table.main([])

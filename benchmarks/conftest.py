@@ -6,6 +6,10 @@ import torch
 from benchmarks.provenance import provenance
 
 
+def pytest_addoption(parser):
+    parser.addoption("--no-compile", action="store_true", help="leave torch.compile out")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     threads = torch.get_num_threads()
@@ -18,8 +22,12 @@ def _one_thread():
 @pytest.fixture
 def compiles(request):
     """Whether torch.compile takes part: not where nothing is timed, for it takes a while."""
-    return not request.config.getoption("benchmark_disable")
+    left_out = (
+        request.config.getoption(name, False) for name in ("no_compile", "benchmark_disable")
+    )
+    return not any(left_out)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["fastdiff"] = provenance()

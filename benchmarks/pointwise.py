@@ -2,8 +2,9 @@
 
 On the CPU the calls are timed one by one.  What fastdiff runs there is its reference, no kernel,
 until there is one; the record says so under "backend".  On a CUDA device what is timed is a graph
-of 20 calls, replayed, so that neither Python nor the launch counts; a "call" of the record is that
-replay, and "bytes" are those of all 20.  Every contestant allocates its results.
+of 20 calls, replayed and timed by the device, so that neither Python nor the launch counts; a
+"call" of the record is that replay, "repeats" is 20, and "bytes" are those of all 20.  Every
+contestant allocates its results.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def compare(
     benchmark.extra_info |= {
         "case": {**case, "backend": backend},
         "bytes": repeats * moved,
+        "repeats": repeats,
         "check": {"largest difference from float64": errors, "bound": bound},
     }
     laps = {n: functools.partial(list, [graph(c) if x.is_cuda else c]) for n, c in calls.items()}
@@ -86,8 +88,27 @@ def first(result: Any) -> Tensor:
     return tensor
 
 
-def graph(call: Call) -> Call:
-    """A replay of 20 calls, and the wait for it."""
+class Replay:
+    """A graph of 20 calls: a replay and the wait for it; `seconds` is what the device took."""
+
+    def __init__(self, captured: torch.cuda.CUDAGraph):
+        self.captured = captured
+
+    def __call__(self) -> None:
+        self.captured.replay()
+        torch.cuda.synchronize()
+
+    def seconds(self) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        self.captured.replay()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
+
+
+def graph(call: Call) -> Replay:
+    """`call`, 20 times in a graph."""
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         for _ in range(3):
@@ -97,9 +118,4 @@ def graph(call: Call) -> Call:
     with torch.cuda.graph(captured):
         for _ in range(IN_A_GRAPH):
             call()
-
-    def replay() -> None:
-        captured.replay()
-        torch.cuda.synchronize()
-
-    return replay
+    return Replay(captured)

@@ -1,6 +1,7 @@
 """What a number depends on besides the code: machine, instruction set, versions, commit, load."""
 
 import datetime
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -13,7 +14,6 @@ THREADS = 1
 
 def provenance() -> dict[str, Any]:
     """Everything that goes into the JSON beside the times."""
-    import diffusers
     import torch
 
     import fastdiff
@@ -37,11 +37,33 @@ def provenance() -> dict[str, Any]:
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
+        "driver": driver(),
         "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": version("triton"),
+        "diffusers": version("diffusers"),
         "fastdiff": fastdiff.__version__,
         "commit": commit(),
     }
+
+
+def version(package: str) -> str | None:
+    """What is installed, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def driver() -> str | None:
+    """The version of the GPU's driver, if there is one that answers."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return (run.stdout.splitlines() or [""])[0].strip() or None
 
 
 def cpu() -> str:
@@ -61,9 +83,10 @@ def _tidy(line: str) -> str:
 
 
 def commit() -> str:
-    """The commit that was measured, with -dirty if tracked files differ from it."""
+    """The commit that was measured, with -dirty if tracked files differ from it; in a copy without
+    git what FASTDIFF_COMMIT says."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("FASTDIFF_COMMIT", "unknown")

@@ -72,8 +72,14 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def newest(kind: str) -> Path:
-    """The newest committed result of "cpu" or "gpu"."""
+    """The newest committed result of "cpu"."""
     found = sorted(RESULTS.glob(f"{kind}-*.json"))
     if not found:
         raise FileNotFoundError(f"{RESULTS} has no {kind}-*.json; run python -m benchmarks")
     return found[-1]
+
+
+def newest_campaign() -> Path | None:
+    """The newest committed result of a GPU, GPU-DATE.json, or None if there is none."""
+    found = [path for path in RESULTS.glob("*-????-??-??.json") if path.name[:4] != "cpu-"]
+    return max(found, key=lambda path: (path.stem[-10:], path.stem), default=None)

@@ -57,11 +57,14 @@ def measure(
 
 
 def lap(calls: list[Call], between: Call | None) -> list[float]:
-    """Seconds of each call."""
+    """Seconds of each call, by the host's clock unless it has one of its own, `call.seconds()`."""
     seconds = []
     for call in calls:
         if between is not None:
             between()
+        if (own := getattr(call, "seconds", None)) is not None:
+            seconds.append(own())
+            continue
         start = perf_counter()
         call()
         end = perf_counter()

@@ -8,3 +8,7 @@ import hypothesis
 
 hypothesis.settings.register_profile("fastdiff", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("fastdiff")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA device, skipped where there is none")

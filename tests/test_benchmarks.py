@@ -67,6 +67,19 @@ def test_work_between_the_calls_comes_before_each():
     assert len(seconds) == 2
 
 
+def test_a_call_may_have_a_clock_of_its_own():
+    """Replays of CUDA graphs are timed by the device."""
+
+    class Replay:
+        def __call__(self):
+            raise AssertionError("the host's clock was taken")
+
+        def seconds(self):
+            return 0.25
+
+    assert lap([Replay()] * 2, None) == [0.25, 0.25]
+
+
 def test_summary_in_microseconds():
     found = summary([x * 1e-6 for x in (1, 2, 3, 4, 5, 6, 7)])
     assert found == {"median": 4.0, "fastest_quartile": 2.0, "calls": 7}
@@ -98,8 +111,18 @@ def test_a_wrong_kernel_has_no_number(monkeypatch):
 def test_provenance_says_what_a_number_depends_on():
     facts = provenance()
     wanted = "date cpu cores gpus isa threads load_average torch diffusers fastdiff commit python"
+    wanted += " driver cuda cudnn triton"
     assert set(wanted.split()) <= set(facts)
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_provenance_needs_neither_git_nor_diffusers(monkeypatch):
+    from benchmarks import provenance as module
+
+    assert module.version("no-such-package-at-all") is None
+    monkeypatch.setattr(module, "ROOT", Path("/"))
+    monkeypatch.setenv("FASTDIFF_COMMIT", "0123456789ab")
+    assert module.commit() == "0123456789ab"
 
 
 def report(ours=10.0, theirs=120.0):
@@ -166,6 +189,12 @@ def test_only_a_whole_run_touches_the_pages(monkeypatch, tmp_path):
     assert not list(tmp_path.glob("*.json"))
     assert (tmp_path / "elsewhere" / "a.json").exists()
     assert command.main([]) == 0
+    assert made == [[]]
+    assert len(list(tmp_path.glob("cpu-*.json"))) == 1
+    on_gpu = report()
+    on_gpu["provenance"]["gpus"] = ["NVIDIA H200"]
+    monkeypatch.setattr(command, "condense", lambda raw: on_gpu)
+    assert command.main([]) == 0  # numbers of a GPU come from the campaign
     assert made == [[]]
     assert len(list(tmp_path.glob("*.json"))) == 1
 

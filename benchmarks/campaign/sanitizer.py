@@ -1,0 +1,103 @@
+"""compute-sanitizer over every kernel once, at an odd size: memcheck, and racecheck.
+
+Tensors are allocated one by one (PYTORCH_NO_CUDA_MEMORY_CACHING), since inside a block of PyTorch's
+pool memcheck sees no borders.  A planted write beyond the end must be found, or the rest says
+nothing.  Where the tool is missing or refuses the device, that is recorded; it is no failure.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.campaign.checks import op_names
+from benchmarks.campaign.record import Row
+from benchmarks.campaign.task import Task
+from benchmarks.provenance import ROOT
+
+PLANTED = "a planted write beyond the end"
+LAUNCH = [sys.executable, "-m", "benchmarks.campaign.launch_once"]
+SUMMARY = re.compile(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (\d+) (?:error|hazard)")
+NAMES = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
+SECONDS = 150
+
+
+def run(task: Task) -> None:
+    tool = next((found for name in NAMES if (found := shutil.which(name))), None)
+    if task.device != "cuda":
+        task.measure("without the tool", bare, benchmark="sanitizer")
+        return
+    if tool is None:
+        task.skip("compute-sanitizer", "it is not installed", benchmark="sanitizer")
+        return
+    make = functools.partial(planted, tool)
+    task.measure(f"memcheck {PLANTED}", make, benchmark="sanitizer")
+    for kind in ("memcheck", "racecheck"):
+        for op in op_names():
+            case = {"tool": kind, "op": op}
+            make = functools.partial(examine, tool, kind, op, min(SECONDS, max(1, task.left())))
+            task.measure(f"{kind} {op}", make, benchmark="sanitizer", case=case)
+
+
+def bare() -> Row:
+    """The launches alone, on the CPU: that the script runs."""
+    from benchmarks.campaign import launch_once
+
+    return {"facts": {op: launch_once.launch(op) for op in op_names()}}
+
+
+def command(tool: str, kind: str, *what: str) -> list[str]:
+    return [tool, "--tool", kind, "--error-exitcode", "99", *LAUNCH, *what]
+
+
+def said(command: list[str], seconds: float) -> tuple[str, int | None]:
+    """(output, findings); no findings: the tool did not come to its summary."""
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds
+    )
+    text = run.stdout + run.stderr
+    found = SUMMARY.findall(text)
+    return text, int(found[-1]) if found else None
+
+
+def planted(tool: str) -> Row:
+    text, findings = said(command(tool, "memcheck", "--planted"), SECONDS)
+    if findings is None or refused(text):
+        return {"status": "skipped", "why": f"the tool does not work here: {tail(text)}"}
+    assert findings > 0, f"memcheck does not see {PLANTED}: {tail(text)}"
+    return {"findings": findings}
+
+
+def examine(tool: str, kind: str, op: str, seconds: float) -> Row:
+    try:
+        text, findings = said(command(tool, kind, op), seconds)
+    except subprocess.TimeoutExpired:
+        return {"status": "skipped", "why": f"not done after {seconds:.0f} s"}
+    if findings is None or refused(text):
+        return {"status": "skipped", "why": f"the tool does not work here: {tail(text)}"}
+    if "launched nothing" in text:
+        return {"status": "skipped", "why": text[text.index("launched nothing") :].splitlines()[0]}
+    assert findings == 0, f"{findings} findings: {tail(text)}"
+    return {"findings": 0}
+
+
+def refused(text: str) -> bool:
+    """Whether the tool, not the kernel, says no."""
+    return "Device not supported" in text or "Target application terminated before" in text
+
+
+def tail(text: str) -> str:
+    """What the tool said, without its marks."""
+    lines = [line.lstrip("= ").strip() for line in text.splitlines() if line.startswith("====")]
+    return " | ".join(line for line in lines if line)[:500] or text[-300:].strip()
+
+
+def path() -> Path:
+    """Of the script that is run under the tool."""
+    return ROOT / "benchmarks" / "campaign" / "launch_once.py"

@@ -1,0 +1,158 @@
+"""affine_step with guidance, history and noise: alone in a graph, and as a scheduler's step.
+
+graph   one step of DPM++ 2M SDE on (2, 4, 128, 128): reads x, u, c, h, z, writes x' and m, in a
+        graph of 20; each backend that can run, and the formula in eager PyTorch, too
+step    scheduler.step of DPM++ 2M SDE after guidance, host and device, until the device is done
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastdiff
+from benchmarks.campaign.clock import Timer, compare, timer
+from benchmarks.campaign.record import Row
+from benchmarks.campaign.task import Task
+from benchmarks.side_by_side import OURS
+from fastdiff import backends
+from fastdiff.ops.affine_step import affine_step_out, affine_step_ref, row_size
+
+SHAPE, TINY = (2, 4, 128, 128), (2, 4, 8, 8)
+GUIDANCE = 7.5
+#      g, kx, ke, kz, lo, hi, gain, then x' = cx x + cm m + ce e + cz z + ch h, and c_in
+ROW = [GUIDANCE, 1.3, -0.8, 0, -float("inf"), float("inf"), 1, 0.6, 0.9, 0, 0.3, -0.4, 1]
+STEPS, TIMED = 20, 16
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+CONFIG = {**BETAS, "use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"}
+
+
+def run(task: Task) -> None:
+    for dtype in ("float32", "bfloat16"):
+        what = {"benchmark": "affine_step_graph", "case": {"dtype": dtype}}
+        task.measure(f"graph {dtype}", functools.partial(graph, task, dtype), **what)
+        what = {"benchmark": "affine_step_scheduler", "case": {"dtype": dtype}}
+        task.measure(f"step {dtype}", functools.partial(scheduler_step, task, dtype), **what)
+
+
+def formula(x: Tensor, u: Tensor, c: Tensor, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    x, u, c, h, z = (t.float() for t in (x, u, c, h, z))
+    e = u + GUIDANCE * (c - u)
+    m = ROW[1] * x + ROW[2] * e
+    return ROW[7] * x + ROW[8] * m + ROW[10] * z + ROW[11] * h, m
+
+
+def graph(task: Task, dtype: str) -> Row:
+    kind = getattr(torch, dtype)
+    draw = torch.Generator().manual_seed(0)
+    shape = TINY if task.dry else SHAPE
+    x, u, c, h, z = (torch.randn(shape, generator=draw).to(task.device, kind) for _ in range(5))
+    assert len(ROW) == row_size(0, 1)
+    rows = torch.tensor(ROW, device=task.device)[None, None]
+    outputs: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def call(name: str, backend: str | None) -> Any:
+        x_next, m = (torch.full_like(x, float("nan")) for _ in range(2))
+        outputs[name] = (x_next, m)
+        given: dict[str, Any] = {"uncond": u, "history": [h], "noise": z, "x_next": x_next, "x0": m}
+        one = functools.partial(affine_step_out, x, c, rows, **given)
+
+        if backend is None:
+            return one
+
+        def forced() -> None:
+            with fastdiff.use_backend(backend):
+                one()
+
+        return forced
+
+    def eager() -> None:
+        outputs["eager formula"] = tuple(t.to(kind) for t in formula(x, u, c, h, z))  # type: ignore
+
+    key = backends.Key(task.device, kind)
+    able = [b for b in backends.PREFERENCE[:3] if not backends.why_not("affine_step", b, key)]
+    calls = {OURS: call(OURS, None), "eager formula": eager}
+    calls |= {f"fastdiff {b}": call(f"fastdiff {b}", b) for b in able}
+    wide = affine_step_ref(
+        *(x.double(), u.double(), c.double(), [h.double()], z.double()),
+        *(rows, None, 0, torch.float64, torch.float64),
+    )[:2]
+    errors: dict[str, float] = {}
+    for name, one in calls.items():
+        one()
+        for got, truth in zip(outputs[name], wide, strict=True):
+            # five roundings at most, each of a number no larger than the largest term
+            largest = max(t.abs().max().item() for t in (truth, *wide, GUIDANCE * c, GUIDANCE * u))
+            bound = 8 * torch.finfo(torch.float32).eps * largest
+            bound += torch.finfo(kind).eps * truth.abs().max().item()
+            error = (got.double() - truth).abs().max().item()
+            assert error <= bound, f"{name}: {error:.3g} > {bound:.3g}"  # NaN is red, too
+            errors[name] = max(errors.get(name, 0.0), error / bound)
+    timers = {name: timer(task.device, one) for name, one in calls.items()}
+    row = {"bytes": 7 * x.nbytes, "check": {"largest error / bound": errors}}
+    row |= {"backend": backends.chosen("affine_step", key), "kernels": kernels(task, calls[OURS])}
+    return row | {"times": compare(task, timers)}
+
+
+def kernels(task: Task, call: Any) -> int | str:
+    """How many kernels a call launches; or why that is not known."""
+    if task.device != "cuda":
+        return "not on a CUDA device"
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            call()
+            torch.cuda.synchronize()
+    except RuntimeError as error:
+        return f"the profiler says: {error}"
+    found = [event for event in seen.events() if event.device_type.name == "CUDA"]
+    return len(found) or "the profiler saw none"
+
+
+def scheduler_step(task: Task, dtype: str) -> Row:
+    """Guidance in eager PyTorch, then a scheduler's step: a lap of 16, divided by 16."""
+    import diffusers
+
+    from benchmarks.bench_scheduler_step import CHECKED, chained, difference
+
+    kind = getattr(torch, dtype)
+    draw = torch.Generator().manual_seed(0)
+    shape = TINY if task.dry else SHAPE
+    sample, *outputs = (
+        torch.randn(shape, generator=draw).to(task.device, kind) for _ in range(1 + CHECKED)
+    )
+    name = "DPMSolverMultistepScheduler"
+    both = {OURS: getattr(fastdiff.schedulers, name), "diffusers": getattr(diffusers, name)}
+    made = {side: cls(**CONFIG) for side, cls in both.items()}
+    results = [chained(made[side], outputs, sample) for side in (OURS, "diffusers")]
+    error, bound = difference(*results)
+    assert error <= bound, f"six chained steps differ by {error:.3g} > {bound:.3g}"
+
+    def laps(scheduler: Any) -> Timer:
+        uncond, cond = outputs[:2]
+
+        def seconds() -> float:
+            scheduler.set_timesteps(STEPS, device=task.device)
+            scheduler.set_begin_index(0)
+            moments = list(scheduler.timesteps)[:TIMED]
+            _wait(task)
+            start = time.perf_counter()
+            for t in moments:
+                e = uncond + GUIDANCE * (cond - uncond)
+                scheduler.step(e, t, sample, return_dict=False)
+            _wait(task)
+            return (time.perf_counter() - start) / TIMED
+
+        return seconds
+
+    times = compare(task, {side: laps(scheduler) for side, scheduler in made.items()})
+    check = {"rms difference": error, "bound": bound}
+    return {"bytes": 8 * sample.nbytes, "check": check, "times": times}
+
+
+def _wait(task: Task) -> None:
+    if task.device == "cuda":
+        torch.cuda.synchronize()
