@@ -29,7 +29,7 @@ def run(*args):
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=one_thread)
 
 
-def test_dry_run(tmp_path):
+def test_dry_run(tmp_path, capsys, monkeypatch):
     """Everything but torch.compile: each stage comes to its end, its rows are sound, nothing of it
     gets among the results, and a second run has nothing left to do."""
     before = sorted(results.RESULTS.iterdir())
@@ -52,8 +52,9 @@ def test_dry_run(tmp_path):
     assert text.startswith("DRY RUN: tiny sizes, no numbers")
     assert "geglu" in text
     assert done.stdout.rstrip().endswith(f"written: {path}, {path.with_suffix('.txt')}")
-    again = run("--dry-run", "--no-compile", "--out", path)
-    assert again.stdout.count("finished before") == len(stages())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a dry run sets it; put back afterwards
+    assert command.main(["--dry-run", "--no-compile", "--out", str(path)]) == 0
+    assert capsys.readouterr().out.count("finished before") == len(stages())
     assert sorted(results.RESULTS.iterdir()) == before
 
 
@@ -158,7 +159,8 @@ def test_every_target_can_be_reached_and_missed():
         made = [row("group_norm_set", case, fastdiff=fast, eager=slow) for case in sets]
         made += [large(100.0, 1e5, 1e5) if good else large(1e5, 1.0, 1.0)]
         case = {"dtype": "float32"}
-        made += [row("affine_step_graph", case, fastdiff=fast) | {"kernels": 1 if good else 2}]
+        graphs = [row("affine_step_graph", case | {"noise": n}, fastdiff=fast) for n in "ab"]
+        made += [one | {"kernels": 1 if good else 2} for one in graphs]
         made += [row("affine_step_scheduler", case, fastdiff=fast, diffusers=slow)]
         for op in ("cross_attention", "geglu", "add_layer_norm", "bias_residual"):
             case = {"where": "sdxl", "dtype": "bfloat16"}
@@ -265,7 +267,7 @@ def test_what_the_sanitizer_says(tmp_path, said, status, words):
     tool.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n")
     tool.chmod(0o755)
     task = Task(emit=rows.append)
-    task.measure("x", lambda: sanitizer.examine(str(tool), "memcheck", "geglu", 60))
+    task.measure("x", lambda: sanitizer.examine(str(tool), 60, "memcheck", "geglu"))
     assert rows[0]["status"] == status
     assert words in rows[0].get("why", "")
 
@@ -275,7 +277,7 @@ def test_a_sanitizer_that_misses_the_planted_write_is_red(tmp_path):
     tool.write_text("#!/bin/sh\necho '========= ERROR SUMMARY: 0 errors'\n")
     tool.chmod(0o755)
     with pytest.raises(AssertionError, match="does not see a planted write"):
-        sanitizer.planted(str(tool))
+        sanitizer.planted(str(tool), 60)
 
 
 def test_results_are_one_line_a_row(tmp_path):

@@ -15,7 +15,7 @@ TIMES = {"fastdiff": {"median": 1.0, "fastest_quartile": 1.0, "calls": 2}}
 # Stands for a stage's process: three rows; what it does at the second one is put in its place.
 STAGE = """
 import json, os, signal, sys, time
-order = json.loads(sys.argv[1])
+order = json.load(open(sys.argv[1]))
 journal = open(order["journal"], "a", buffering=1)
 print("started", len(order["done"]), file=open({log!r}, "a"))
 for name in ("a", "b", "c"):
@@ -64,6 +64,21 @@ def test_a_process_that_dies_loses_one_row_and_another_goes_on(path):
     assert "-9" in red["why"]
     assert "times" not in red
     assert started == ["started 0", "started 2"]
+
+
+def test_processes_share_the_rows_of_a_stage(path):
+    """A row that two of them make is there once; one that dies takes its own row only."""
+    script = path.with_name("stage.py")
+    script.write_text(STAGE.format(log=str(path.with_name("log")), deed="os._exit(3)").replace(
+        '("a", "b", "c")', '(["a", "b", "c", "d", "e"] + ["z"])[order["shard"][0]::2] + ["z"]'
+    ))  # fmt: skip
+    stage = runner.Open(record.new(FACTS, False), "s", path)
+    runner.apart(stage, "s", runner.Options(), {}, (sys.executable, str(script)), 0.0, 2)
+    found = record.load(path)["stages"]["s"]
+    assert found["status"] == "finished"
+    assert sorted(ids(found)) == ["a", "c", "d", "e", "z"]
+    assert ids(found, "failed") == ["b"]
+    assert Task(shard=(1, 3)).share(list(range(8))) == [1, 4, 7]
 
 
 def test_a_process_that_hangs_is_stopped(path):

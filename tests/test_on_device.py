@@ -8,11 +8,18 @@ import pytest
 import torch
 
 import fastdiff
+from benchmarks.campaign.checks import op_names
 from fastdiff import backends
 from tests.on_device import CHECKS
 from tests.on_device.cases import DTYPES
 
 MATRIX = [(op, name) for op, checks in CHECKS.items() for name in checks]
+
+
+def test_every_op_is_checked_on_a_device():
+    """In a file of tests/on_device; "launch" is what the sanitizer watches."""
+    missing = [op for op in op_names() if "launch" not in CHECKS.get(op, {})]
+    assert not missing
 
 
 @pytest.mark.gpu

@@ -70,7 +70,7 @@ def run(report: record.Report, path: Path, options: argparse.Namespace, device: 
         if options.dry_run:  # a process for each stage would take most of the time
             runner.here(stage, stages()[name].work, asked, context)
         else:
-            runner.apart(stage, name, asked, context)
+            runner.apart(stage, name, asked, context, shards=stages()[name].shards)
         print("\n".join(show.stage_lines(report, name)), flush=True)
         record.write(path.with_suffix(".txt"), show.text(report))
 

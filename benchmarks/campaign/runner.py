@@ -13,12 +13,14 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.campaign.record import Report, Row, save, stage_of
+from benchmarks.campaign.record import STAGE_STATUSES, Report, Row, save, stage_of
 from benchmarks.campaign.task import DeviceLost, OutOfTime, Task, words_of
 from benchmarks.provenance import ROOT, commit
 
@@ -45,7 +47,7 @@ class Open:
     """A stage being written: rows go into the report and onto the disk."""
 
     def __init__(self, report: Report, name: str, path: Path, again: bool = False):
-        self.report, self.path = report, path
+        self.report, self.path, self.lock = report, path, threading.RLock()
         before = stage_of(report, name)
         self.rows: list[Row] = [] if again else before["rows"]
         self.spent = 0.0 if again else before.get("seconds", 0.0)
@@ -57,11 +59,15 @@ class Open:
         self.save()
 
     def done(self) -> frozenset[str]:
-        return frozenset(row["id"] for row in self.rows)
+        with self.lock:
+            return frozenset(row["id"] for row in self.rows)
 
     def add(self, row: Row) -> None:
-        self.rows.append(row)
-        self.save()
+        """Unless it is there already, as a row is that all shards make."""
+        with self.lock:
+            if row["id"] not in self.done():
+                self.rows.append(row)
+                self.save()
 
     def end(self, status: str, why: str = "") -> None:
         self.stage["status"] = status
@@ -104,48 +110,64 @@ def apart(
     context: dict[str, Any],
     command: tuple[str, ...] = (sys.executable, "-m", "benchmarks.campaign.runner"),
     grace: float = GRACE,
+    shards: int = 1,
 ) -> None:
-    """Run the stage in processes, each of which begins where the one before ended."""
+    """Run the stage in `shards` processes at a time, each with its part of the rows."""
     end = time.monotonic() + 60 * options.minutes
+
+    def part(shard: int) -> tuple[str, str]:
+        order = {"stage": name, "context": context, "shard": [shard, shards]}
+        return one_after_another(stage, order, options, command, end, grace)
+
+    with ThreadPoolExecutor(shards) as pool:
+        ends = list(pool.map(part, range(shards)))
+    stage.end(*max(ends, key=lambda found: STAGE_STATUSES.index(found[0])))
+
+
+def one_after_another(
+    stage: Open,
+    order: dict[str, Any],
+    options: Options,
+    command: tuple[str, ...],
+    end: float,
+    grace: float,
+) -> tuple[str, str]:
+    """Processes, each of which begins where the one before ended; how that ended, and why."""
+    over = ("cut short", f"its {options.minutes:g} minutes were over")
     for _ in range(MOST_DEATHS):
         with tempfile.TemporaryDirectory() as folder:
             journal, errors = Path(folder) / "journal", Path(folder) / "errors"
-            left = (end - time.monotonic()) / 60
-            asked = options._replace(minutes=left)._asdict()
-            order = {"stage": name, "options": asked, "done": sorted(stage.done())}
-            order |= {"context": context, "journal": str(journal)}
-            reader = Reader(journal, stage)
+            asked = options._replace(minutes=(end - time.monotonic()) / 60)._asdict()
+            order |= {"options": asked, "done": sorted(stage.done()), "journal": str(journal)}
+            reader, line = Reader(journal, stage), [*command, str(Path(folder) / "order")]
+            Path(line[-1]).write_text(json.dumps(order))
             with open(errors, "w") as log:
-                child = subprocess.Popen(
-                    [*command, json.dumps(order)], cwd=ROOT, stdout=log, stderr=log, text=True
-                )
+                child = subprocess.Popen(line, cwd=ROOT, stdout=log, stderr=log, text=True)
                 try:
                     status = wait(child, reader, end + grace)
                 finally:
                     child.kill()
                     child.wait()
             reader.read()
-            words = errors.read_text()[-2000:]
+            last = (errors.read_text()[-2000:].strip().splitlines()[-1:] or [""])[0][:300]
         if status == 0:
-            return stage.end("finished")
-        if status == SHORT:
-            return stage.end("cut short", f"its {options.minutes:g} minutes were over")
-        if status is None:
-            row = reader.begun
+            return "finished", ""
+        if status is None and reader.begun:
             # what alone took most of the time would take it next time, too
-            if row and time.monotonic() - reader.since > 30 * options.minutes:
+            if time.monotonic() - reader.since > 30 * options.minutes:
                 why = f"not done after {options.minutes:g} minutes, and stopped"
-                stage.add({"id": row, "status": "failed", "why": why})
-            return stage.end("cut short", f"its {options.minutes:g} minutes were over")
+                stage.add({"id": reader.begun, "status": "failed", "why": why})
+            return over
+        if status is None or status == SHORT:
+            return over
         if status != LOST:
-            last = words.strip().splitlines()[-1:] or [""]
             if not reader.begun:
-                return stage.end("not run", f"the process ended with {status}: {last[0][:300]}")
-            why = f"the process died of it, status {status}: {last[0][:300]}"
+                return "not run", f"the process ended with {status}: {last}"
+            why = f"the process died of it, status {status}: {last}"
             stage.add({"id": reader.begun, "status": "failed", "why": why})
         if time.monotonic() > end:
-            return stage.end("cut short", f"its {options.minutes:g} minutes were over")
-    return stage.end("cut short", f"{MOST_DEATHS} processes died")
+            return over
+    return "cut short", f"{MOST_DEATHS} processes died"
 
 
 class Reader:
@@ -165,7 +187,7 @@ class Reader:
                 entry = json.loads(line)
                 if "begin" in entry:
                     self.begun, self.since = entry["begin"], time.monotonic()
-                elif entry["row"]["id"] not in self.stage.done():
+                else:
                     self.begun = ""
                     self.stage.add(entry["row"])
 
@@ -188,6 +210,7 @@ def main(order: dict[str, Any]) -> int:
 
     options = Options(**order["options"])
     task = make_task(options, frozenset(order["done"]), order["context"])
+    task.shard = (order["shard"][0], order["shard"][1])
     with open(order["journal"], "a", buffering=1) as journal:
         task = dataclasses.replace(
             task,
@@ -204,4 +227,4 @@ def main(order: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(json.loads(sys.argv[1])))
+    sys.exit(main(json.loads(Path(sys.argv[1]).read_text())))

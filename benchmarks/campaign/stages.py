@@ -20,6 +20,7 @@ class Stage(NamedTuple):
 
     about: str
     work: Work
+    shards: int = 1  # processes at a time; more than one only where nothing is timed
 
 
 def later(module: str, function: str, *args: object) -> Work:
@@ -31,15 +32,19 @@ def later(module: str, function: str, *args: object) -> Work:
     return work
 
 
+SHARDS = 6
+
 FIRST = {
     "device": Stage("device, driver, versions, clocks", later("device", "run")),
     "ceilings": Stage(
         "copy bandwidth, bf16 matrix rate, convolutions, launches", later("ceilings", "run")
     ),
     "correctness": Stage(
-        "every op, backend and dtype against its reference", later("checks", "run")
+        "every op, backend and dtype against its reference", later("checks", "run"), SHARDS
     ),
-    "sanitizer": Stage("memcheck and racecheck of each kernel once", later("sanitizer", "run")),
+    "sanitizer": Stage(
+        "memcheck and racecheck of each kernel once", later("sanitizer", "run"), SHARDS
+    ),
 }
 LAST = {
     "group_norm_sets": Stage("all GroupNorms of a model in one graph", later("norms", "run")),
@@ -47,7 +52,7 @@ LAST = {
         "affine_step in a graph, against diffusers' step", later("step", "run")
     ),
     "tests": Stage(
-        "the tests of the kernels, where they find the device", later("checks", "tests")
+        "the tests of the kernels, where they find the device", later("checks", "tests"), SHARDS
     ),
     "model_sd15": Stage("one U-Net step at 512x512", later("models", "run", "sd15")),
     "model_vae": Stage("decoding 1024x1024", later("models", "run", "vae")),

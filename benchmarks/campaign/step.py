@@ -1,7 +1,8 @@
 """affine_step with guidance, history and noise: alone in a graph, and as a scheduler's step.
 
 graph   one step of DPM++ 2M SDE on (2, 4, 128, 128): reads x, u, c, h, z, writes x' and m, in a
-        graph of 20; each backend that can run, and the formula in eager PyTorch, too
+        graph of 20; each backend that can run, and the formula in eager PyTorch, too; with noise
+        that is given, and with noise that the kernel draws from a seed a sample
 step    scheduler.step of DPM++ 2M SDE after guidance, host and device, until the device is done
 """
 
@@ -21,6 +22,7 @@ from benchmarks.campaign.task import Task
 from benchmarks.side_by_side import OURS
 from fastdiff import backends
 from fastdiff.ops.affine_step import affine_step_out, affine_step_ref, row_size
+from fastdiff.ops.philox_normal import STEP_STREAM, philox_normal
 
 SHAPE, TINY = (2, 4, 128, 128), (2, 4, 8, 8)
 GUIDANCE = 7.5
@@ -33,8 +35,10 @@ CONFIG = {**BETAS, "use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++
 
 def run(task: Task) -> None:
     for dtype in ("float32", "bfloat16"):
-        what = {"benchmark": "affine_step_graph", "case": {"dtype": dtype}}
-        task.measure(f"graph {dtype}", functools.partial(graph, task, dtype), **what)
+        for noise in ("given", "drawn"):
+            what = {"benchmark": "affine_step_graph", "case": {"dtype": dtype, "noise": noise}}
+            make = functools.partial(graph, task, dtype, noise == "drawn")
+            task.measure(f"graph {dtype}, noise {noise}", make, **what)
         what = {"benchmark": "affine_step_scheduler", "case": {"dtype": dtype}}
         task.measure(f"step {dtype}", functools.partial(scheduler_step, task, dtype), **what)
 
@@ -46,19 +50,23 @@ def formula(x: Tensor, u: Tensor, c: Tensor, h: Tensor, z: Tensor) -> tuple[Tens
     return ROW[7] * x + ROW[8] * m + ROW[10] * z + ROW[11] * h, m
 
 
-def graph(task: Task, dtype: str) -> Row:
+def graph(task: Task, dtype: str, drawn: bool) -> Row:
     kind = getattr(torch, dtype)
     draw = torch.Generator().manual_seed(0)
     shape = TINY if task.dry else SHAPE
     x, u, c, h, z = (torch.randn(shape, generator=draw).to(task.device, kind) for _ in range(5))
     assert len(ROW) == row_size(0, 1)
+    seeds = torch.tensor([3, 4], device=task.device)
+    noise: dict[str, Any] = {"seeds": seeds} if drawn else {"noise": z}
+    if drawn:  # the kernel's noise is float32, whatever x is
+        z = philox_normal(seeds, shape[1:], stream=STEP_STREAM)
     rows = torch.tensor(ROW, device=task.device)[None, None]
     outputs: dict[str, tuple[Tensor, Tensor]] = {}
 
     def call(name: str, backend: str | None) -> Any:
         x_next, m = (torch.full_like(x, float("nan")) for _ in range(2))
         outputs[name] = (x_next, m)
-        given: dict[str, Any] = {"uncond": u, "history": [h], "noise": z, "x_next": x_next, "x0": m}
+        given: dict[str, Any] = {"uncond": u, "history": [h], **noise, "x_next": x_next, "x0": m}
         one = functools.partial(affine_step_out, x, c, rows, **given)
 
         if backend is None:
@@ -75,7 +83,7 @@ def graph(task: Task, dtype: str) -> Row:
 
     key = backends.Key(task.device, kind)
     able = [b for b in backends.PREFERENCE[:3] if not backends.why_not("affine_step", b, key)]
-    calls = {OURS: call(OURS, None), "eager formula": eager}
+    calls = {OURS: call(OURS, None)} | ({} if drawn else {"eager formula": eager})
     calls |= {f"fastdiff {b}": call(f"fastdiff {b}", b) for b in able}
     wide = affine_step_ref(
         *(x.double(), u.double(), c.double(), [h.double()], z.double()),
@@ -93,7 +101,7 @@ def graph(task: Task, dtype: str) -> Row:
             assert error <= bound, f"{name}: {error:.3g} > {bound:.3g}"  # NaN is red, too
             errors[name] = max(errors.get(name, 0.0), error / bound)
     timers = {name: timer(task.device, one) for name, one in calls.items()}
-    row = {"bytes": 7 * x.nbytes, "check": {"largest error / bound": errors}}
+    row = {"bytes": (6 if drawn else 7) * x.nbytes, "check": {"largest error / bound": errors}}
     row |= {"backend": backends.chosen("affine_step", key), "kernels": kernels(task, calls[OURS])}
     return row | {"times": compare(task, timers)}
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.campaign.record import Row, check_row
 
 # After one of these the process can use the device no more: the rest needs a new one.
 STICKY = ("CUDA error", "Triton Error [CUDA]", "CUDA driver error")
+T = TypeVar("T")
 WORDS = 600  # of an error, at most, in characters
 
 
@@ -39,10 +40,16 @@ class Task:
     begin: Callable[[str], None] = lambda _: None
     emit: Callable[[Row], None] = lambda _: None
     context: dict[str, Any] = field(default_factory=dict)
+    shard: tuple[int, int] = (0, 1)  # which of how many processes that share the rows
 
     def left(self) -> float:
         """Seconds."""
         return self.deadline - time.monotonic()
+
+    def share(self, things: list[T]) -> list[T]:
+        """What of these is this process's part."""
+        first, step = self.shard
+        return things[first::step]
 
     def wants(self, name: str) -> bool:
         """Whether this row is still to be made; raises when there is no time for it."""

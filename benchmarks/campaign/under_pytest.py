@@ -60,6 +60,7 @@ class Plugin:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         kept = self.keep(items)
         self.seen += len(kept)
+        kept = self.task.share(kept)
         items[:] = [item for item in kept if item.nodeid not in self.task.done]
 
     def pytest_collectreport(self, report: Any) -> None:

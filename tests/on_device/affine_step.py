@@ -9,7 +9,7 @@ from tests.on_device.cases import assert_same_when_replayed
 from tests.pointwise_cases import random
 
 
-def _step_case(device, dtype, shape, keeps, depth, guided=True, per_sample=False, seed=0):
+def _step_case(dtype, shape, keeps, depth, guided=True, per_sample=False, seed=0):
     draw = random(seed)
     operands = make_operands(draw, shape, depth, dtype, guided, True, "cpu")
     rows = make_rows(draw, 3, shape[0] if per_sample else 1, keeps, depth)
@@ -31,7 +31,7 @@ def step_bits(device, dtype):
         ((2, 4, 128, 128), 1, 2, True, False),
         ((0, 4, 8, 8), 1, 1, True, False),
     ):
-        operands, rows = _step_case(device, dtype, shape, keeps, depth, guided, per_sample)
+        operands, rows = _step_case(dtype, shape, keeps, depth, guided, per_sample)
         step = torch.tensor(2, dtype=torch.int32)
         named = (operands[k] for k in ("x", "uncond", "cond", "history", "noise"))
         want = affine_step_ref(*named, rows, step, keeps, dtype, dtype)
@@ -44,7 +44,7 @@ def step_bits(device, dtype):
 
 def step_rings(device, dtype):
     """The out form: NaN before, rings and the input of the model written, x_next may be x."""
-    operands, rows = _step_case(device, dtype, (2, 4, 9, 7), 2, 3)
+    operands, rows = _step_case(dtype, (2, 4, 9, 7), 2, 3)
 
     def run(where, launch):
         here = _to(where, operands)
@@ -65,8 +65,21 @@ def step_rings(device, dtype):
         assert torch.equal(a.cpu(), b)
 
 
+def step_draws_noise(device, dtype):
+    """Noise from a seed a sample, at a step that a counter in device memory says."""
+    operands, rows = _step_case(dtype, (3, 4, 9, 7), 1, 1)
+    operands["noise"] = None
+    seeds, step = torch.tensor([5, -8, 2**40 + 1]), torch.tensor(1, dtype=torch.int32)
+    named = (operands[k] for k in ("x", "uncond", "cond", "history", "noise"))
+    want = affine_step_ref(*named, rows, step, 1, dtype, dtype, seeds, 11)
+    given = {"rows": rows.to(device), "step": step.to(device), "keeps": 1, "noise_step": 11}
+    got = affine_step(**_to(device, operands), **given, seeds=seeds.to(device))
+    for a, b in zip([got[0], got[1], *got[2]], [want[0], want[1], *want[2]], strict=True):
+        assert torch.equal(a.cpu(), b)
+
+
 def step_ignores_weight_zero(device, dtype):
-    operands, rows = _step_case(device, dtype, (2, 700), 1, 2)
+    operands, rows = _step_case(dtype, (2, 700), 1, 2)
     rows[..., 3] = 0
     matrix = rows[..., 7 : 7 + 2 * 6].unflatten(-1, (2, 6))
     matrix[..., 3], matrix[..., 5] = 0, 0
@@ -79,7 +92,7 @@ def step_ignores_weight_zero(device, dtype):
 
 
 def step_replayed(device, dtype):
-    operands, rows = _step_case(device, dtype, (2, 4, 32, 33), 0, 1)
+    operands, rows = _step_case(dtype, (2, 4, 32, 33), 0, 1)
     here, table = _to(device, operands), rows.to(device)
     x_next, x0 = (torch.full_like(here["x"], float("nan")) for _ in range(2))
 
@@ -92,7 +105,7 @@ def step_replayed(device, dtype):
 
 def step_launch(device, dtype):
     for keeps, depth, guided in ((0, 0, False), (2, 3, True)):
-        operands, rows = _step_case(device, dtype, (3, 4, 5, 7), keeps, depth, guided)
+        operands, rows = _step_case(dtype, (3, 4, 5, 7), keeps, depth, guided)
         affine_step(**_to(device, operands), rows=rows.to(device), keeps=keeps)
 
 
@@ -100,6 +113,7 @@ ON_DEVICE = {
     "affine_step": {
         "bits": step_bits,
         "rings": step_rings,
+        "noise": step_draws_noise,
         "weight zero": step_ignores_weight_zero,
         "replayed": step_replayed,
         "launch": step_launch,
