@@ -75,7 +75,7 @@ def copy(task: Task, size: int) -> Row:
     for name, (source, target) in zip(calls, [tensors[0], tensors[-1]], strict=True):
         calls[name]()
         assert torch.equal(target, -source if name == "neg" else source), f"{name} does not copy"
-    return {"bytes": pairs * 2 * size, "times": times}
+    return {"bytes": pairs * 2 * size, "repeats": pairs, "times": times}
 
 
 def matrix(task: Task, shape: tuple[int, int, int]) -> Row:

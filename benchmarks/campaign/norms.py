@@ -7,8 +7,8 @@ those of diffusers' configurations, read on the meta device.
     own inputs      every norm reads its own tensor, which is not in the L2
     shared inputs   norms of one shape read one tensor in a row: a small one is in the L2
 
-Each shape of SDXL and the VAE above 16 MB stands for itself, too (group_norm_large): with two reads
-and a write of such a tensor nothing stays in the L2 from one replay to the next but a part of it.
+Each shape of SDXL and the VAE above 16 MB stands for itself, too (group_norm_large): a graph of as
+many norms, each of its own tensor, as make half a gigabyte, but at least four.
 
 In a model the tensor was written by the kernel before; the truth lies between the two, and the
 target is judged by the first.
@@ -84,6 +84,7 @@ SETS = {
     ],
 }
 LARGE = 16_000_000  # bytes of a tensor; above that a kernel is bound by memory
+TOGETHER = 500_000_000  # bytes of the tensors that take turns: many times the L2
 TINY = [Norm((2, 64, 4, 4), 2, 1), Norm((1, 32, 7), 1)]
 
 
@@ -98,9 +99,11 @@ def run(task: Task) -> None:
             break
     for name in ("sdxl", "vae"):
         for norm in SETS[name]:
-            if 2 * torch.Size(norm.shape).numel() < LARGE:
+            size = 2 * torch.Size(norm.shape).numel()
+            if size < LARGE:
                 continue
-            one = Norm((1, 32, 4, 4) if task.dry else norm.shape, 1)
+            several = max(4, round(TOGETHER / size))
+            one = Norm((1, 32, 4, 4), 2) if task.dry else Norm(norm.shape, several)
             where = "x".join(map(str, norm.shape))
             case = {"model": name, "where": where, "dtype": "bfloat16"}
             make = functools.partial(measure, task, [one], True)
