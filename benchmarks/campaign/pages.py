@@ -8,7 +8,7 @@ from collections.abc import Callable
 from benchmarks.campaign.ceilings import bandwidth, matrix_rate
 from benchmarks.campaign.record import Report, Row, rows_of
 from benchmarks.campaign.show import fraction
-from benchmarks.campaign.targets import verdicts
+from benchmarks.campaign.targets import losses, verdicts
 from benchmarks.results import COMPILED
 from benchmarks.side_by_side import OURS
 
@@ -48,6 +48,13 @@ def conditions(report: Report, link: str) -> str:
 def targets(report: Report) -> str:
     header = ["what", "target", "measured", ""]
     return table(header, [list(verdict) for verdict in verdicts(report)], words=4)
+
+
+def slower(report: Report) -> str:
+    """What must not be chosen."""
+    found = losses(report)
+    words = "Slower than a peer, and so not to be chosen: "
+    return words + ("none." if not found else "; ".join(found) + ".")
 
 
 def ops(report: Report) -> str:
@@ -109,7 +116,7 @@ def models(report: Report) -> str:
 
 
 TABLES: dict[str, Callable[[Report], str]] = {
-    "gpu_targets": targets,
+    "gpu_targets": lambda report: f"{targets(report)}\n\n{slower(report)}",
     "gpu_ops": ops,
     "gpu_models": models,
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from benchmarks.campaign import checks
 from benchmarks.campaign.ceilings import bandwidth, matrix_rate
 from benchmarks.campaign.record import Report, Row, stage_of
-from benchmarks.campaign.targets import verdicts
+from benchmarks.campaign.targets import losses, verdicts
 from benchmarks.side_by_side import OURS
 
 
@@ -76,6 +76,8 @@ def target_lines(report: Report) -> list[str]:
     lines = ["targets (on an H200)"]
     for v in verdicts(report):
         lines.append(f"  {v.what:56} {v.wanted:24} {v.measured:28} {v.verdict}")
+    if found := losses(report):
+        lines += ["", "slower than a peer, and so not to be chosen", *(f"  {one}" for one in found)]
     return lines
 
 

@@ -19,7 +19,7 @@ def gate(x):
 
 def geglu_numbers(device, dtype):
     for shape in ((17, 130), (5, 4098), (3, 2, 10), (256, 2560)):
-        for scale in (0.05, 1.0, 4.0, 100.0):
+        for scale in (0.05, 1.0, 4.0, 20.0 if dtype == torch.float16 else 100.0):  # no overflow
 
             def case(seed, shape=shape, scale=scale):
                 (x,) = normal(seed, shape, dtype=dtype, device=device, scale=scale)
