@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from fastdiff import backends
+from fastdiff.accelerate import choice, inventory
 from fastdiff.accelerate.report_rows import Report, ReportRow
 from fastdiff.accelerate.swap import is_swapped, swap, unswap, why_not
 from fastdiff.schedulers.fused import FusedStep
@@ -23,17 +24,27 @@ T = TypeVar("T")
 def accelerate(obj: T, *, strict: bool = False) -> T:
     """Accelerate a scheduler, a network or a pipeline in place, and return it.
 
-    What has no accelerated class is left alone and listed by `report`.  strict=True raises where a
-    scheduler cannot be accelerated (nothing is changed then), and later where a step would have to
-    leave the kernels.  Calling it twice is calling it once; the last call's strict counts.
+    Schedulers get a fused step.  In UNet2DConditionModel, UNet2DModel, AutoencoderKL and
+    ControlNetModel, modules get a forward that takes fewer passes: norms with their SiLU, with the
+    bias of a convolution and the time embedding; attention with heads in place; GEGLU; LayerNorm
+    with its residual; and the weights of convolutions are laid out channels_last.  Where there is
+    no kernel that is better than PyTorch's own operators, those run.
+
+    What cannot be accelerated is left alone and listed by `report`.  strict=True raises ValueError
+    for it (nothing is changed then), and later RuntimeError where a step or a module would have to
+    leave its fast path.  Calling it twice is calling it once; the last call's strict counts.
     """
-    schedulers = {name: part for name, part in _parts(obj) if isinstance(part, SchedulerMixin)}
+    parts = _parts(obj)
+    schedulers = {name: part for name, part in parts if isinstance(part, SchedulerMixin)}
     stock = {name: part for name, part in schedulers.items() if not isinstance(part, FusedStep)}
     reasons = {name: why for name, part in stock.items() if (why := why_not(type(part)))}
-    if strict and reasons:
-        raise ValueError(
-            "; ".join(f"{n} cannot be accelerated: {why}" for n, why in reasons.items())
-        )
+    networks = _networks(parts)
+    if strict:
+        refused = reasons | _refused(networks)
+        if refused:
+            raise ValueError(
+                "; ".join(f"{n} cannot be accelerated: {why}" for n, why in refused.items())
+            )
     for name, part in schedulers.items():
         if name in reasons:
             continue
@@ -42,13 +53,44 @@ def accelerate(obj: T, *, strict: bool = False) -> T:
         part.__dict__.pop("strict", None)
         if strict:
             part.__dict__["strict"] = True
+    for network in networks.values():
+        _accelerate_network(network, strict)
     return obj
 
 
+def _refused(networks: dict[str, torch.nn.Module]) -> dict[str, str]:
+    return {
+        f"{name}.{item.name}".rstrip("."): why
+        for name, network in networks.items()
+        for item in inventory.considered(network)
+        if (why := inventory.why_refused(item))
+    }
+
+
+def _accelerate_network(network: torch.nn.Module, strict: bool) -> None:
+    items = list(inventory.considered(network))
+    for part in (part for item in items for part in item.swaps):
+        if not is_swapped(part):
+            swap(part)
+        mine = choice.tally(part)
+        assert mine is not None
+        mine.strict = strict
+    inventory.settle(network)
+
+
 def restore(obj: T) -> T:
-    """Undo `accelerate` in place, and return the object; a stock object stays as it is."""
-    for _, part in _parts(obj):
-        if is_swapped(part):
+    """Undo `accelerate` in place, and return the object; a stock object stays as it is.
+
+    Modules get their classes back, and weights the strides that they had: outputs are those of
+    before, bit for bit.
+    """
+    parts = _parts(obj)
+    for _, part in parts:
+        if isinstance(part, torch.nn.Module):
+            for module in part.modules():
+                if is_swapped(module):
+                    unswap(module)
+        elif is_swapped(part):
             unswap(part)
         elif isinstance(part, FusedStep):
             part.__dict__.pop("strict", None)
@@ -57,7 +99,22 @@ def restore(obj: T) -> T:
 
 def report(obj: object) -> Report:
     """What runs where, and why, for a scheduler, a network or a pipeline."""
-    return Report(tuple(_row(name, part) for name, part in _parts(obj)))
+    return Report(tuple(row for name, part in _parts(obj) for row in _rows(name, part)))
+
+
+def _rows(name: str, part: Any) -> list[ReportRow]:
+    if isinstance(part, SchedulerMixin):
+        return [_row(name, part)]
+    networks = inventory.networks_in(name, part)
+    if not networks:
+        why = "left alone: there is no accelerated class for it"
+        return [ReportRow(name, f"module {type(part).__name__}", "stock", why)]
+    return [row for own, network in networks for row in inventory.rows(own, network)]
+
+
+def _networks(parts: list[tuple[str, Any]]) -> dict[str, torch.nn.Module]:
+    modules = [(name, part) for name, part in parts if isinstance(part, torch.nn.Module)]
+    return dict(pair for name, part in modules for pair in inventory.networks_in(name, part))
 
 
 def _parts(obj: Any) -> list[tuple[str, Any]]:
@@ -76,9 +133,6 @@ def _parts(obj: Any) -> list[tuple[str, Any]]:
 
 
 def _row(name: str, part: Any) -> ReportRow:
-    if not isinstance(part, SchedulerMixin):
-        why = "left alone: there is no accelerated class for networks yet"
-        return ReportRow(name, f"module {type(part).__name__}", "stock", why)
     kind = f"scheduler {type(part).__name__}"
     if not isinstance(part, FusedStep):
         reason = why_not(type(part))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 class ReportRow:
     """One object.
 
-    name     where it hangs ("scheduler", "unet", ..)
+    name     where it hangs ("scheduler", "unet", "unet.mid_block.resnets.0", ..)
     kind     "scheduler" or "module", and its class
-    backend  the backend that runs it, or "stock" if it is left alone
+    backend  the backend that runs it; "torch" or "sdpa" if PyTorch's operators are better here;
+             "swapped" for a network, whose modules have rows of their own; "stock" if left alone
     why      the reason for that choice
-    calls    counts: steps on a kernel, on the reference by reason, timesteps looked up by value
+    calls    counts: steps on a kernel, on the reference by reason, timesteps looked up by value;
+             of a module "fused", "torch: ..", "stock: ..", with the reason
     """
 
     name: str
@@ -42,8 +45,16 @@ class Report:
         return {"rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
-        lines = []
+        """One line for each component and for each kind of module in it that fares alike, and the
+        sums of their calls."""
+        alike: dict[tuple[str, ...], list[ReportRow]] = {}
         for row in self.rows:
-            lines.append(f"{row.name:16} {row.kind:44} {row.backend:10} {row.why}")
-            lines += [f"{'':16}   {count:6} {what}" for what, count in sorted(row.calls.items())]
+            component = row.name.partition(".")[0]
+            alike.setdefault((component, row.kind, row.backend, row.why), []).append(row)
+        lines = []
+        for (component, kind, backend, why), rows in alike.items():
+            name = rows[0].name if len(rows) == 1 else f"{component}, {len(rows)} times"
+            lines.append(f"{name:24} {kind:44} {backend:10} {why}")
+            calls = sum((Counter(row.calls) for row in rows), Counter())
+            lines += [f"{'':24}   {count:6} {what}" for what, count in sorted(calls.items())]
         return "\n".join(lines)

@@ -9,30 +9,67 @@ pipeline which holds one is saved as a plain diffusers pipeline.
 from __future__ import annotations
 
 import functools
+from types import MethodType
 from typing import Any
 
 import diffusers
 from packaging.specifiers import SpecifierSet
+from torch import nn
 
+from fastdiff.accelerate import (
+    attention,
+    choice,
+    feed_forward,
+    layout,
+    networks,
+    norms,
+    resnet,
+    transformer,
+)
 from fastdiff.schedulers import CLASSES
 from fastdiff.schedulers.quirks import CHECKED
 
 OURS = ("_fused", "_by_stride", "_warned", "numerics", "strict")  # attributes that we may leave
 
+MODULES_CHECKED = ">=0.42,<0.43"  # versions of diffusers whose forward the modules were made from
+NETWORKS: tuple[type, ...] = (
+    networks.FastUNet2DConditionModel,
+    networks.FastUNet2DModel,
+    networks.FastAutoencoderKL,
+    networks.FastControlNetModel,
+)
+PAIR: tuple[type, ...] = (norms.NormAndSiLU, norms.SiLUInNorm)  # only conv_norm_out and conv_act
+INNER: tuple[type, ...] = (
+    networks.FastEncoder,
+    networks.FastDecoder,
+    resnet.FastResnetBlock2D,
+    attention.FastAttention,
+    transformer.FastTransformer2DModel,
+    transformer.FastBasicTransformerBlock,
+    feed_forward.FastGEGLU,
+)
+
 
 @functools.cache
 def swaps() -> dict[type, type]:
     """{stock class: its accelerated class}."""
-    return {stock: _portable(stock, fast) for fast in CLASSES for stock in (_stock(fast),)}
+    fast = (*CLASSES, *NETWORKS, *PAIR, *INNER)
+    return {stock: _portable(stock, cls) for cls in fast for stock in (_stock(cls),)}
+
+
+def stock_of(obj: object) -> type:
+    """The class that an object has, or had before it was swapped."""
+    return next((stock for stock, fast in swaps().items() if fast is type(obj)), type(obj))
 
 
 def why_not(cls: type) -> str | None:
     """Why objects of a class are left alone, or None if they can be accelerated."""
     if cls not in swaps():
-        known = ", ".join(stock.__name__ for stock in swaps())
+        known = ", ".join(stock.__name__ for stock in swaps() if not issubclass(stock, nn.Module))
         return f"no accelerated class for {cls.__name__} (there is one for {known})"
-    if diffusers.__version__ not in SpecifierSet(CHECKED, prereleases=True):
-        return f"diffusers {diffusers.__version__} was not checked, only {CHECKED}"
+    checked = MODULES_CHECKED if issubclass(cls, nn.Module) else CHECKED
+    if diffusers.__version__ not in SpecifierSet(checked, prereleases=True):
+        return f"diffusers {diffusers.__version__} was not checked, only {checked}"
     return None
 
 
@@ -43,18 +80,44 @@ def is_swapped(obj: object) -> bool:
 
 def swap(obj: Any) -> None:
     """Give the object its accelerated class."""
-    obj.__class__ = swaps()[type(obj)]
+    stock = type(obj)
+    obj.__class__ = swaps()[stock]
+    if isinstance(obj, nn.Module):
+        obj.__dict__[choice.NAME] = choice.Tally()
+        _rebind(obj, stock, type(obj))
+    if isinstance(obj, attention.FastAttention):
+        attention.listen(obj)
+    if isinstance(obj, networks.Network):
+        layout.lay_out(obj)
 
 
 def unswap(obj: Any) -> None:
     """Give the object its stock class back, and take what is ours from it."""
-    for name in OURS:
+    fast, stock = type(obj), stock_of(obj)
+    if isinstance(obj, networks.Network):
+        layout.put_back(obj)
+    if isinstance(obj, attention.FastAttention):
+        attention.stop_listening(obj)
+    ours = (choice.NAME,) if isinstance(obj, nn.Module) else OURS
+    for name in ours:
         obj.__dict__.pop(name, None)
-    obj.__class__ = next(stock for stock, fast in swaps().items() if fast is type(obj))
+    obj.__class__ = stock
+    _rebind(obj, fast, stock)
+
+
+def _rebind(obj: Any, old: type, new: type) -> None:
+    """Methods of the old class that hooks keep in the object (the forward that they call) become
+    those of the new."""
+    for name, value in list(vars(obj).items()):
+        if isinstance(value, MethodType) and value.__self__ is obj:
+            method = value.__func__.__name__
+            if value.__func__ is getattr(old, method, None):
+                obj.__dict__[name] = MethodType(getattr(new, method), obj)
 
 
 def _stock(fast: type) -> type:
-    return next(base for base in fast.__mro__ if base.__module__.startswith("diffusers."))
+    homes = ("diffusers.", "torch.")
+    return next(base for base in fast.__mro__ if base.__module__.startswith(homes))
 
 
 def _portable(stock: type, fast: type) -> type:
