@@ -151,13 +151,7 @@ TARGETS = (
     Target(STEP, "3 µs in a graph", rows("affine_step_graph"), microseconds, None, 3, " µs"),
     Target(STEP, "10x diffusers' step", rows("affine_step_scheduler"), diffusers_step, 10),
     Target("cross-attention, 77 keys", "1.3x the best SDPA", cross, kernels_against(), 1.3),
-    Target(
-        "head dim 40 self-attention, 4096 tokens",
-        "1.15x the best SDPA",
-        SELF,
-        kernels_against(),
-        1.15,
-    ),
+    Target(SELF40, "1.15x the best SDPA", SELF, kernels_against(), 1.15),
     Target("VAE mid-block attention", "2x what torch picks", MIDDLE, kernels_against("sdpa"), 2),
     *(
         Target(op, "80 % of copy", rows(op, dtype="bfloat16"), of_copy, least=80, unit=" %")
