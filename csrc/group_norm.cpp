@@ -55,7 +55,7 @@ struct Contiguous {
   Moments moments() const {
     Moments moments;
     Part part;
-    float scratch[kBlock];
+    alignas(64) float scratch[kBlock];
     const int64_t together = g.length < kBlock ? kBlock / g.length : 1;
     const size_t bytes = static_cast<size_t>(g.length) * sizeof(float);
     for (int64_t c = begin; c < end; c += together) {
@@ -79,18 +79,14 @@ struct Contiguous {
 
   void apply(const Moments& moments) const {
     const double rstd = rstd_of(g, moments.squares, moments.count);
-    float scratch[kBlock], result[kBlock];
-    T rounded[kBlock];
+    alignas(64) T rounded[kBlock];
     for (int64_t c = end; c-- > begin;) {
       const Affine a = affine_of(g, sample, c, moments.mean, rstd);
       const T* v = g.residual == nullptr ? source(c) : static_cast<const T*>(g.total) + place(c);
       for (int64_t i = (g.length - 1) / kBlock * kBlock; i >= 0; i -= kBlock) {
         const int64_t n = least(g.length - i, kBlock);
         T* out = g.tokens ? rounded : static_cast<T*>(g.out) + place(c) + i;
-        const float* from = read(v + i, n, scratch);
-        float* to = target(out, result);
-        g.silu ? apply_run<true>(from, n, a, to) : apply_run<false>(from, n, a, to);
-        write(to, n, out);
+        FASTDIFF_ISA::apply<0>(v + i, n, &a.centre, &a.scale, &a.shift, g.silu, out);
         if (!g.tokens) continue;
         T* column = static_cast<T*>(g.out) + (sample * g.length + i) * wide + c;
         for (int64_t k = 0; k < n; ++k) column[k * wide] = rounded[k];
@@ -130,9 +126,15 @@ struct ChannelsLast {
     const T* x = static_cast<const T*>(second ? g.x2 : g.x) + top * stride + begin;
     const float* addend = g.addend == nullptr ? nullptr : g.addend + sample * wide + column;
     Columns columns;
-    float scratch[kUnroll * kColumns];
+    alignas(64) float scratch[kUnroll * kColumns];
     for (int64_t row = 0; row < height; row += kUnroll) {
       const int count = static_cast<int>(least(height - row, kUnroll));
+      if constexpr (!kByBlock<T>) {
+        if (g.residual == nullptr) {
+          columns.add(x + row * stride, stride, count, n);
+          continue;
+        }
+      }
       const float *v = nullptr, *next = nullptr;
       for (int j = 0; j < count; ++j) {
         const T* from = x + (row + j) * stride;
@@ -206,22 +208,17 @@ struct ChannelsLast {
 
   // y of channels [begin, begin + n) of a row, which lie at v.
   void apply(const T* v, int64_t row, int64_t begin, int64_t n) const {
-    float scratch[kBlock], result[kBlock];
     for (int64_t end = begin + n; begin < end; begin += kBlock, v += kBlock) {
       const int64_t some = least(end - begin, kBlock);
       const float *centre = affine + begin, *scale = centre + wide, *shift = scale + wide;
       T* out = static_cast<T*>(g.out) + row * wide + begin;
-      const float* from = read(v, some, scratch);
-      float* to = target(out, result);
-      g.silu ? apply_row<true>(from, some, centre, scale, shift, to)
-             : apply_row<false>(from, some, centre, scale, shift, to);
-      write(to, some, out);
+      FASTDIFF_ISA::apply<1>(v, some, centre, scale, shift, g.silu, out);
     }
   }
 
   void apply(int64_t sample, int64_t part) const {
     const int64_t top = sample * g.length + part * rows;
-    for (int64_t row = top + rows_of(part); row-- > top;) {
+    for (int64_t row = top; row < top + rows_of(part); ++row) {
       if (g.residual != nullptr) {
         apply(static_cast<const T*>(g.total) + row * wide, row, 0, wide);
         continue;

@@ -38,6 +38,20 @@ struct Bfloat {
   uint16_t bits;
 };
 
+template <class T>
+constexpr int kDegree = 3;  // of the polynomial in SiLU, by what results are rounded to
+template <>
+constexpr int kDegree<float> = 5;
+template <>
+constexpr int kDegree<Half> = 4;
+
+// float16 comes to float32 by the block, with instructions that GCC does not use of its own accord;
+// the others are read as they are needed.
+template <class T>
+constexpr bool kByBlock = false;
+template <>
+constexpr bool kByBlock<Half> = true;
+
 // The conversions are those of affine_step.cpp: without branches, and no subnormal floats on the
 // way, so that they vectorise and do not depend on the flush-to-zero mode.
 inline float load(Half value) {
@@ -57,6 +71,8 @@ inline Half to_half(float value) {
   half = magnitude < (143u << 23) ? half : special;
   return {static_cast<uint16_t>(half | (bits >> 16 & 0x8000u))};
 }
+
+inline float load(float value) { return value; }
 
 inline float load(Bfloat value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
 
@@ -113,26 +129,50 @@ void write(const float* from, int64_t n, Bfloat* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = to_bfloat(from[i]);
 }
 
+// y rounded. A NaN is one of bfloat16 or that of `quiet`: its lower half is 0, and rounding does
+// not carry into the sign.
+inline void put(float y, float* to) { *to = y; }
+
+inline void put(float y, Bfloat* to) {
+  const uint32_t bits = bits_of(y);
+  to->bits = static_cast<uint16_t>((bits + (0x7fffu + (bits >> 16 & 1u))) >> 16);
+}
+
+inline float quiet(double value) {
+  return value == value ? static_cast<float>(value) : float_of(0x7fc00000u);
+}
+
 constexpr double kLog2E = 1.4426950408889634;
 
 // SiLU of z = w / log2(e), z / (1 + exp(-z)) = w / (log2(e) + log2(e) 2^-w): whoever makes w puts
 // the factor into weight and bias, where it costs nothing. With n = -w to the nearest integer and
-// f = w + n, which is exact, 2^-w = 2^n 2^-f. log2(e) 2^-f is a polynomial of degree 6, so that
-// log2(e) 2^-w is within 2 ulp (measured against float64: 1.39) for w from -125 to 126; beyond, it
-// keeps its size there, where it or log2(e) is nothing beside the other.
+// f = w + n, which is exact, 2^-w = 2^n 2^-f, and log2(e) 2^-f is a polynomial whose linear term is
+// -f. Its degree depends on what the result is rounded to: 5, 4, 3 for float32, float16, bfloat16.
+// log2(e) 2^-w is then within 3 ulp (measured against float64: 2.47), 5.4e-6 or 8.6e-5 of itself:
+// less than a twentieth of what the rounding may do. Beyond w =
+// -126 and 126 log2(e) 2^-w keeps its size there, where it or log2(e) is nothing beside the other.
+template <int kTo>
 inline float silu(float w) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it becomes an integer
-  constexpr int kZero = 0x4b400000;      // its bits
-  const float rounded = kRound - w;
-  // Of |f| < 2 the mask leaves all; it is for |w| >= 2^22, where f is no longer small.
-  const float f = float_of(bits_of(w + (rounded - kRound)) & 0xbfffffffu), square = f * f;
-  const float low = 1.4426950f - f, middle = -0.080074318f * f + 0.34657353f;
-  const float high = -1.9332015e-3f * f + 0.013876546f;
-  const float p = ((2.2139327e-4f * square + high) * square + middle) * square + low;
-  int n = static_cast<int>(bits_of(rounded));
-  n = n < kZero - 126 ? kZero - 126 : n;
-  n = n > kZero + 125 ? kZero + 125 : n;
-  return w / (1.4426950f + float_of(bits_of(p) + (static_cast<uint32_t>(n) << 23)));
+  constexpr uint32_t kMost = 0x42fc0000, kLeast = 0xc2fc0000;  // the bits of 126 and -126
+  // Of numbers above 0 the bits are in order, and of those below, as unsigned, in reverse order.
+  // (As integers these are two instructions; of two comparisons of floats GCC 12 makes eight.)
+  const int32_t most = static_cast<int32_t>(kMost), signed_bits = static_cast<int32_t>(bits_of(w));
+  const uint32_t below = static_cast<uint32_t>(signed_bits < most ? signed_bits : most);
+  const float bounded = float_of(below < kLeast ? below : kLeast);
+  const float rounded = kRound - bounded, f = bounded + (rounded - kRound), square = f * f;
+  float p;
+  if constexpr (kTo == 5) {
+    const float middle = -0.080077246f * f + 0.34656653f, high = -0.0019207298f * f + 0.013956209f;
+    p = (high * square + middle) * square + (1.4426951f - f);
+  } else if constexpr (kTo == 4) {
+    const float middle = -0.08049326f * f + 0.34666055f;
+    p = (0.013611673f * square + middle) * square + (1.4426906f - f);
+  } else {
+    p = (-0.08021049f * f + 0.35002553f) * square + (1.442572f - f);
+  }
+  // The lowest bits of rounded are those of n, and land in the exponent.
+  return w / (1.4426950f + float_of(bits_of(p) + (bits_of(rounded) << 23)));
 }
 
 inline float tree(float a, float b, float c, float d, float e, float f, float g, float h) {
@@ -161,7 +201,7 @@ const float* add(const T* x, const float* addend, int step, int64_t n, float* sc
 template <class T>
 const float* add(const T* x, const float* addend, int step, const T* residual, int64_t n, T* total,
                  float* scratch) {
-  float converted[kBlock];
+  alignas(64) float converted[kBlock];
   const float *v = add(x, addend, step, n, scratch), *r = read(residual, n, converted);
   float* sum = target(total, scratch);
 #pragma omp simd
@@ -172,7 +212,8 @@ const float* add(const T* x, const float* addend, int step, const T* residual, i
 
 // y, or with SiLU y * log2(e), is (v - centre) * scale + shift, where v is what is read: without
 // the addend, unless that is in the sum that was written. What the mean loses in float32 is known,
-// and goes into shift.
+// and goes into shift. For 16 bits the whole mean goes there: what v * scale + shift loses at a
+// mean of 1000 standard deviations, 1e-4, is less than the last of 16 bits.
 struct Affine {
   float centre, scale, shift;
 };
@@ -186,10 +227,9 @@ inline Affine affine_of(const GroupNorm& g, int64_t sample, int64_t c, double me
   const double factor = g.silu ? kLog2E : 1;
   const double scale = factor * (weight == nullptr ? rstd : weight[c] * rstd);
   Affine a;
-  a.centre = static_cast<float>(mean);
-  a.scale = static_cast<float>(scale);
-  a.shift =
-      static_cast<float>((bias == nullptr ? 0 : bias[c] * factor) - (mean - a.centre) * scale);
+  a.centre = g.dtype == kFloat32 ? quiet(mean) : 0;
+  a.scale = quiet(scale);
+  a.shift = quiet((bias == nullptr ? 0 : bias[c] * factor) - (mean - a.centre) * scale);
   return a;
 }
 
@@ -202,9 +242,9 @@ inline double rstd_of(const GroupNorm& g, double squares, double count) {
 
 // Up to kPart elements: differences to a value nearby, element i of a run in lane i mod 16.
 struct Part {
+  alignas(64) float sums[kLanes], squares[kLanes];
   int64_t count = 0;
   float centre = 0;
-  float sums[kLanes], squares[kLanes];
 
   void clear(float nearby) {
     centre = nearby;
@@ -265,13 +305,35 @@ struct Moments {
   }
 };
 
-template <bool kSilu>
-void apply_run(const float* v, int64_t n, Affine a, float* out) {
+// y of n values: with a centre, scale and shift of each (kStep 1), or of all (kStep 0).
+template <int kStep, bool kSilu, int kTo, class T>
+void apply(const T* v, int64_t n, const float* centre, const float* scale, const float* shift,
+           T* out) {
+  const float the_centre = *centre, the_scale = *scale, the_shift = *shift;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const float z = (v[i] - a.centre) * a.scale + a.shift;
-    out[i] = kSilu ? silu(z) : z;
+    const float near = kStep ? centre[i] : the_centre;
+    const float z = (kTo == 5 ? load(v[i]) - near : load(v[i])) * (kStep ? scale[i] : the_scale) +
+                    (kStep ? shift[i] : the_shift);
+    put(kSilu ? silu<kTo>(z) : z, out + i);
   }
+}
+
+template <int kStep, class T>
+void apply(const T* v, int64_t n, const float* centre, const float* scale, const float* shift,
+           bool silu, T* out) {
+  silu ? apply<kStep, true, kDegree<T>>(v, n, centre, scale, shift, out)
+       : apply<kStep, false, kDegree<T>>(v, n, centre, scale, shift, out);
+}
+
+template <int kStep>
+void apply(const Half* v, int64_t n, const float* centre, const float* scale, const float* shift,
+           bool silu, Half* out) {
+  alignas(64) float wide[kBlock];
+  const float* from = read(v, n, wide);
+  silu ? apply<kStep, true, kDegree<Half>>(from, n, centre, scale, shift, wide)
+       : apply<kStep, false, kDegree<Half>>(from, n, centre, scale, shift, wide);
+  write(from, n, out);
 }
 
 // ---- Sums and results, channels last. ----
@@ -279,8 +341,8 @@ void apply_run(const float* v, int64_t n, Affine a, float* out) {
 // Moments of up to kColumns channels, each on its own, over the rows added so far: `held` rows as
 // differences to centre in float32, the others as mean and spread, the sum of squares, in double.
 struct Columns {
+  alignas(64) float centre[kColumns], sums[kColumns], squares[kColumns];
   int count = 0, held = 0;
-  float centre[kColumns], sums[kColumns], squares[kColumns];
   double mean[kColumns] = {}, spread[kColumns] = {};
 
   void clear(int n) {
@@ -288,20 +350,13 @@ struct Columns {
     std::memset(squares, 0, static_cast<size_t>(n) * sizeof(float));
   }
 
-  void add_rows(const float* v, int64_t stride, int rows, int n) {
-    if (rows == kUnroll) {
-#pragma omp simd
-      for (int c = 0; c < n; ++c) {
-        const float nearby = centre[c];
-        const auto d = [&](int j) { return v[j * stride + c] - nearby; };
-        add_eight(d(0), d(1), d(2), d(3), d(4), d(5), d(6), d(7), &sums[c], &squares[c]);
-      }
-      return;
-    }
+  // Row by row, as they lie in memory: a core fetches ahead along one stream, not along eight.
+  template <class T>
+  void add_rows(const T* v, int64_t stride, int rows, int n) {
     for (; rows > 0; --rows, v += stride) {
 #pragma omp simd
       for (int c = 0; c < n; ++c) {
-        const float d = v[c] - centre[c];
+        const float d = load(v[c]) - centre[c];
         sums[c] += d;
         squares[c] += d * d;
       }
@@ -309,7 +364,8 @@ struct Columns {
   }
 
   // The means of the first rows are the values nearby: one outlier among them does not spoil much.
-  void add(const float* v, int64_t stride, int rows, int n) {
+  template <class T>
+  void add(const T* v, int64_t stride, int rows, int n) {
     if (held == 0) {
       std::memset(centre, 0, sizeof centre);
       clear(n);
@@ -333,16 +389,6 @@ struct Columns {
     count += held, held = 0;
   }
 };
-
-template <bool kSilu>
-void apply_row(const float* v, int64_t n, const float* centre, const float* scale,
-               const float* shift, float* out) {
-#pragma omp simd
-  for (int64_t c = 0; c < n; ++c) {
-    const float z = (v[c] - centre[c]) * scale[c] + shift[c];
-    out[c] = kSilu ? silu(z) : z;
-  }
-}
 
 }  // namespace
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -135,25 +135,37 @@ def test_rounding_does_not_depend_on_flushing_subnormals(isa):
         torch.set_flush_denormal(False)
 
 
-def own_silu(z):
+# log2(e) 2^-f by powers of f from the second on, the constant, and how far it may be off: in ulp
+# (float32), or of itself.
+POLYNOMIALS = {
+    torch.float32: (1.4426951, [0.34656653, -0.080077246, 0.013956209, -0.0019207298]),
+    torch.float16: (1.4426906, [0.34666055, -0.08049326, 0.013611673]),
+    torch.bfloat16: (1.442572, [0.35002553, -0.08021049]),
+}
+
+
+def own_silu(z, dtype=torch.float32):
     """The kernel's silu in NumPy float32, operation by operation, and log2(e) 2^-w in it."""
     f32 = np.float32
+    constant, (c2, c3, *more) = POLYNOMIALS[dtype]
     w = (z.astype(np.float64) * np.float64(1.4426950408889634)).astype(f32)
-    rounded = f32(12582912) - w
-    f = w + (rounded - f32(12582912))
+    bounded = np.clip(w, f32(-126), f32(126))
+    rounded = f32(12582912) - bounded
+    f = bounded + (rounded - f32(12582912))
     square = f * f
-    middle, high = (
-        f32(-0.080074318) * f + f32(0.34657353),
-        f32(-1.9332015e-3) * f + f32(0.013876546),
-    )
-    p = ((f32(2.2139327e-4) * square + high) * square + middle) * square + (f32(1.4426950) - f)
-    n = np.clip(rounded.view(np.int32) - np.int32(0x4B400000), -126, 125)
-    power = (p.view(np.int32) + (n << np.int32(23))).view(f32)
+    p = f32(c3) * f + f32(c2)
+    if more:
+        high = f32(more[0]) if len(more) == 1 else f32(more[1]) * f + f32(more[0])
+        p = high * square + p
+    p = p * square + (f32(constant) - f)
+    with np.errstate(over="ignore"):
+        n = rounded.view(np.int32) << np.int32(23)
+    power = (p.view(np.int32) + n).view(f32)
     return w / (f32(1.4426950) + power), w, power
 
 
 def test_silu_is_within_its_ulps(isa):
-    """log2(e) 2^-w is within 2 ulp of float64; then a sum and a division are rounded, 1/2 ulp each.
+    """log2(e) 2^-w is within 3 ulp of float64; then a sum and a division are rounded, 1/2 ulp each.
 
     weight 0 makes y = silu(bias).  With z, which is rounded to w, e^-z is |z| / 2 ulp away.
     """
@@ -163,22 +175,51 @@ def test_silu_is_within_its_ulps(isa):
     expected, w, power = own_silu(z)
     truth = np.log2(np.e) * np.exp2(-w.astype(np.float64))
     ulp = np.exp2(np.floor(np.log2(truth)) - 23)
-    assert np.max(np.abs(power - truth) / ulp) <= 1.4  # measured 1.39: a change would be noticed
+    assert np.max(np.abs(power - truth) / ulp) <= 2.5  # measured 2.47: a change would be noticed
     bias = torch.from_numpy(z)
     y = group_norm(torch.ones(1, len(z), 1), 1, torch.zeros(len(z)), bias, silu=True).flatten()
     assert torch.equal(y, torch.from_numpy(expected))
     exact = z.astype(np.float64) / (1 + np.exp(-z.astype(np.float64)))
-    # in units of 2^-24 of y: w, log2(e) in float32, the sum, the quotient, 2 ulp, and |z| as said
-    allowed = (8 + np.abs(z)) * 2.0**-24 * np.abs(exact)
+    # in units of 2^-24 of y: w, log2(e) in float32, the sum, the quotient, 3 ulp, and |z| as said
+    allowed = (10 + np.abs(z)) * 2.0**-24 * np.abs(exact)
     assert np.all(np.abs(y.double().numpy() - exact) <= allowed)
+
+
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float16, 5.4e-6), (torch.bfloat16, 8.6e-5)])
+def test_silu_for_16_bits_is_off_by_less_than_they_round(isa, dtype, off):
+    """log2(e) 2^-w by less than `off`, y by less than that and the rounding to 16 bits."""
+    z = np.linspace(-20, 20, 400_001).astype(np.float32)
+    expected, w, power = own_silu(z, dtype)
+    truth = np.log2(np.e) * np.exp2(-w.astype(np.float64))
+    assert np.max(np.abs(power / truth - 1)) <= off
+    assert off < torch.finfo(dtype).eps / 4 / 20
+    ones, zeros = torch.ones(1, len(z), 1, dtype=dtype), torch.zeros(len(z))
+    y = group_norm(ones, 1, zeros, torch.from_numpy(z), silu=True).flatten()
+    assert torch.equal(y, torch.from_numpy(expected).to(dtype))
+
+
+def test_a_nan_of_any_bits_stays_one(isa):
+    """Also where all its bits are set, and rounding to bfloat16 would carry into the sign."""
+    nan = torch.tensor([0x7FFFFFFF, -1, 0x7F800001], dtype=torch.int32).view(torch.float32)
+    x = torch.ones(1, 3, 4)
+    for dtype in DTYPES:
+        for silu in (False, True):
+            for layout in LAYOUTS:
+                one = in_layout(x.to(dtype), layout)
+                for parameters in ((nan, None), (None, nan)):
+                    assert group_norm(one, 3, *parameters, silu=silu).isnan().all()
+                assert group_norm(one, 3, addend=nan, silu=silu).isnan().all()
+                y, total = group_norm(one, 3, addend=nan, residual=one, silu=silu)
+                assert y.isnan().all()
+                assert total.isnan().all()
 
 
 @pytest.mark.parametrize("places", [1, 5, 16, 17, 127, 129, 1023, 1025])
 def test_silu_is_the_same_in_every_lane(isa, places):
     """Blocks, vectors and their tails hold the same arithmetic, in every dtype and layout."""
     z = torch.linspace(-9, 9, 24)
-    expected = torch.from_numpy(own_silu(z.numpy())[0])
     for dtype in DTYPES:
+        expected = torch.from_numpy(own_silu(z.numpy(), dtype)[0])
         for layout in LAYOUTS:
             x = in_layout(torch.ones(2, 24, places, dtype=dtype), layout)
             y = group_norm(x, 3, torch.zeros(24), z, silu=True)
