@@ -14,6 +14,7 @@
 #include "group_norm.h"
 #include "isa.h"
 #include "philox_normal.h"
+#include "pointwise_bindings.h"
 
 namespace py = pybind11;
 
@@ -244,4 +245,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", &fastdiff::isas);
   m.def("set_isa", &fastdiff::set_isa);
   fastdiff::bind_cuda(m);
+  fastdiff::bind_pointwise(m, &fastdiff::current_isa);
 }

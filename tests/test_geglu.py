@@ -32,6 +32,13 @@ def draw(seed, shape, dtype=torch.float32, scale=1.0):
     return (torch.randn(shape, generator=random(seed)) * scale).to(dtype)
 
 
+def close(y, expected):
+    """Within two roundings of the dtype."""
+    rtol = 2 * torch.finfo(y.dtype).eps
+    torch.testing.assert_close(y, expected, rtol=rtol, atol=1e-7 * expected.abs().amax().item()
+                               if expected.numel() else 0.0)  # fmt: skip
+
+
 def eager(x):
     """diffusers' GEGLU, in the dtype of x."""
     value, gate = x.chunk(2, dim=-1)
@@ -62,7 +69,7 @@ def test_shapes_and_dtypes(shape, dtype):
     assert y.shape == (*shape[:-1], shape[-1] // 2)
     assert y.dtype == dtype
     assert y.is_contiguous()
-    assert torch.equal(y, geglu_ref(x))
+    close(y, geglu_ref(x))
 
 
 def test_value_comes_first():
@@ -99,12 +106,11 @@ def test_errors_name_the_argument_and_what_would_do(x, error, words):
 
 def test_backends_say_why_not():
     key = backends.Key("cpu", torch.float32)
-    assert backends.chosen("geglu", key) == "reference"
-    assert backends.why_not("geglu", "cpu", key) == "not written yet for this op"
+    assert backends.chosen("geglu", key) == ("reference" if backends.why_no_native() else "cpu")
+    assert backends.chosen("geglu", backends.Key("cpu", torch.float64)) == "reference"
     with fastdiff.use_backend("reference"):
         assert geglu(torch.ones(2)).shape == (1,)
-    with fastdiff.use_backend("cpu"), pytest.raises(backends.BackendError, match="not written yet"):
-        geglu(torch.ones(2))
+    assert backends.why_not("geglu", "cuda", key) == "not written yet for this op"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +131,7 @@ def test_the_derivative_is_that_of_the_reference(through_op):
     x = draw(0, (3, 8)).requires_grad_()
     run = OP if through_op else geglu
     gradients = [torch.autograd.grad(f(x).sin().sum(), x)[0] for f in (run, geglu_ref)]
-    assert torch.equal(*gradients)
+    torch.testing.assert_close(*gradients)  # cos(y): y is the kernel's, or the reference's
     with torch.no_grad():
         assert not geglu(x).requires_grad
 
@@ -146,7 +152,7 @@ def test_compile_without_graph_breaks():
 
 def test_inside_other_machinery():
     x = draw(0, (5, 8))
-    assert torch.equal(torch.func.vmap(geglu)(x), geglu(x))
+    close(torch.func.vmap(geglu)(x), geglu(x))
     half = x.half()
     with FakeTensorMode() as mode:
         assert geglu(mode.from_tensor(half)).shape == (5, 4)

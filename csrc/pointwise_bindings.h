@@ -1,0 +1,11 @@
+// The Python face of the CPU kernels of the pointwise ops.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace fastdiff {
+
+// isa: where the index of the instruction set lies, in the order of isa.h.
+void bind_pointwise(pybind11::module_& m, const int* isa);
+
+}  // namespace fastdiff
