@@ -5,6 +5,8 @@
 #   make upstream SUITE=path    diffusers' own tests/schedulers, from a checkout of diffusers
 #   make format    what the lint asks for;    make clean    back to the clone
 # The first of them makes .venv and builds; the next ones find that done. PYTHON=python3.12 chooses.
+# Where nvcc is, CUDA kernels are built, too (FASTDIFF_CUDA=0 make demo leaves them out); `make test`
+# judges what the compiler said of them and builds what is missing.
 
 PYTHON ?= python3
 BIN := .venv/bin
