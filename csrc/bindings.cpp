@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "abs_quantile.h"
 #include "affine_step.h"
 #include "cuda_bindings.h"
 #include "group_norm.h"
@@ -33,6 +34,11 @@ constexpr decltype(&baseline::group_norm) kGroupNorm[] = {FASTDIFF_FOR_EACH_ISA(
 #undef FASTDIFF_ADDRESS
 #define FASTDIFF_ADDRESS(isa) &isa::philox_normal,
 constexpr decltype(&baseline::philox_normal) kPhiloxNormal[] = {
+    FASTDIFF_FOR_EACH_ISA(FASTDIFF_ADDRESS)};
+
+#undef FASTDIFF_ADDRESS
+#define FASTDIFF_ADDRESS(isa) &isa::abs_quantile,
+constexpr decltype(&baseline::abs_quantile) kAbsQuantile[] = {
     FASTDIFF_FOR_EACH_ISA(FASTDIFF_ADDRESS)};
 
 int current_isa = 0;  // index into kIsas
@@ -227,6 +233,22 @@ void philox_normal(uintptr_t seeds, uintptr_t out, int64_t samples, int64_t nume
   kPhiloxNormal[current_isa](noise, threads);
 }
 
+// Of fastdiff/ops/abs_quantile.py, launch_cpu: x (samples, numel / samples), rows (samples,
+// columns).
+void abs_quantile(uintptr_t x, int64_t samples, int64_t numel, int64_t rank, float weight,
+                  float maximum, uintptr_t out, uintptr_t rows, int64_t columns, int threads) {
+  AbsQuantile a = {};
+  a.samples = samples, a.numel = samples < 1 ? 0 : numel / samples;
+  if (x == 0 || out == 0 || a.numel < 1 || rank < 0 || rank + (weight > 0) >= a.numel) {
+    throw py::value_error("x and out must be there, and rank be that of an element of a sample");
+  }
+  if (rows != 0 && columns < 7) throw py::value_error("a row has at least 7 columns");
+  a.x = reinterpret_cast<const float*>(x), a.out = reinterpret_cast<float*>(out);
+  a.rank = rank, a.weight = weight, a.maximum = maximum;
+  a.rows = reinterpret_cast<float*>(rows), a.columns = columns;
+  kAbsQuantile[current_isa](a, threads);
+}
+
 }  // namespace
 }  // namespace fastdiff
 
@@ -239,6 +261,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("group_norm", &fastdiff::group_norm, "See fastdiff/ops/group_norm.py, _native.",
         py::arg("addresses"), py::arg("dtypes"), py::arg("sizes"), py::arg("groups"),
         py::arg("eps"), py::arg("silu"), py::arg("tokens"), py::arg("last"), py::arg("threads"));
+  m.def("abs_quantile", &fastdiff::abs_quantile, py::call_guard<py::gil_scoped_release>(),
+        "(x, samples, numel, rank, weight, maximum, out, rows, columns, threads): see "
+        "fastdiff/ops/abs_quantile.py.");
   m.def("philox_normal", &fastdiff::philox_normal, py::call_guard<py::gil_scoped_release>(),
         "(seeds, out, samples, numel, step, stream, threads): see fastdiff/ops/philox_normal.py.");
   m.def("isa", [] { return std::string(fastdiff::kIsas[fastdiff::current_isa]); });

@@ -42,6 +42,22 @@ struct PhiloxNormal {
 
 void philox_normal(const PhiloxNormal& noise, void* stream);
 
+// Contract: fastdiff/ops/abs_quantile.py.
+struct AbsQuantile {
+  const void* x;        // (samples, numel)
+  float* out;           // (samples,)
+  float* rows;          // (samples, columns), whose lo, hi, gain are written; null: none
+  uint32_t* workspace;  // (samples, kQuantileWorkspace), zeros
+  int64_t samples, numel, columns;
+  uint32_t rank;          // of the lower neighbour among the numel
+  float weight, maximum;  // of the upper neighbour; of the bound
+  int dtype;              // of x
+};
+
+constexpr int kQuantileWorkspace = 2048 + 2 * 1024 + 8;
+
+void abs_quantile(const AbsQuantile& quantile, void* stream);
+
 // Contract: fastdiff/ops/group_norm.py. C = channels + channels2; x, x2, residual and total share
 // one layout, channels last (samples, length, C) or contiguous (samples, C, length).
 struct GroupNorm {

@@ -24,6 +24,7 @@ SETUP = (ROOT / "setup.py").read_text()
 ARCHS = re.search(r'^CUDA_ARCHS = "(.*)"$', SETUP, re.MULTILINE)[1].split(";")
 FILES = sorted(path.stem for path in (ROOT / "csrc").glob("*.cu"))
 KERNELS = {  # of a file: name -> how many there are of it, and the registers that a thread may use
+    "abs_quantile": {"abs_quantile_kernel": (2, 64)},  # a block of 1024 threads
     "affine_step": {"affine_step_kernel": (6, 128)},  # 8 blocks of 64 threads a multiprocessor
     "group_norm": {
         "stats_last": (3, 128),  # 2 blocks of 256 threads
@@ -131,7 +132,8 @@ def test_the_machine_code(compiled):
         assert not re.search(r"\bD(ADD|MUL|FMA)\b|\.F64", code), f"{symbol} uses float64"
         if kernel != "philox_normal_kernel":  # it reads a seed
             assert re.search(r"\bLDG\.E\.128\b", code), f"{symbol} has no 16-byte load"
-        if not kernel.startswith("stats"):  # those write total only with a residual
+        # stats write total only with a residual, abs_quantile one number a sample
+        if not kernel.startswith(("stats", "abs_quantile")):
             assert re.search(r"\bSTG\.E\.128\b", code), f"{symbol} has no 16-byte store"
         if kernel in ("affine_step_kernel", "philox_normal_kernel"):
             roots = code.count(

@@ -50,8 +50,10 @@ def philox(key, counter):
     return c0, c1, c2, c3
 
 
-def test_the_contract_as_another_language_would_write_it():
-    got = philox_normal(SEEDS, (6, 3), step=STEP, noise_step=2**31 - 3, stream=9)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_the_contract_as_another_language_would_write_it(backend):
+    with backends.use_backend(backend):
+        got = philox_normal(SEEDS, (6, 3), step=STEP, noise_step=2**31 - 3, stream=9)
     for b, seed in enumerate(SEEDS.tolist()):
         key, flat = (seed % 2**32, seed // 2**32 % 2**32), []
         for block in range(5):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastdiff.table import GAIN, HI, KE, KX, LO
+from fastdiff.ops.abs_quantile import threshold_rows
+from fastdiff.table import KE, KX
 
 
 def thresholded(
@@ -25,12 +26,8 @@ def thresholded(
     dtype: in which diffusers holds x_0 when it takes the quantile.  Nothing is read back.
     """
     wide = table.dtype
-    batch = sample.shape[0]
     kx, ke = table[0, 0, KX], table[0, 0, KE]
     x0 = torch.where(kx != 0, kx * sample.to(wide), 0.0) + ke * model_output.to(wide)
-    q = torch.quantile(x0.to(dtype).to(wide).reshape(batch, -1).abs(), ratio, dim=1)
-    # with a maximum below 1 the upper bound wins, as in torch.clamp
-    q = q.clamp(min=1.0, max=maximum)
-    rows = table.expand(1, batch, -1).clone()
-    rows[0, :, LO], rows[0, :, HI], rows[0, :, GAIN] = -q, q, 1 / q
-    return rows
+    x0 = x0.to(dtype)
+    # the kernel reads 16 bits as they are; in float64 the quantile is one of float64
+    return threshold_rows(x0.to(wide) if wide == torch.float64 else x0, ratio, maximum, table)

@@ -230,6 +230,24 @@ Value __shfl_xor_sync(unsigned mask, Value value, int lanes) {
   return host_cuda::exchange(mask, value, threadIdx.x % 32 ^ lanes);
 }
 
+// One thread runs at a time.
+inline uint32_t atomicAdd(uint32_t* at, uint32_t value) {
+  const uint32_t before = *at;
+  *at = before + value;
+  return before;
+}
+inline uint32_t atomicMax(uint32_t* at, uint32_t value) {
+  const uint32_t before = *at;
+  *at = std::max(before, value);
+  return before;
+}
+inline uint32_t atomicMin(uint32_t* at, uint32_t value) {
+  const uint32_t before = *at;
+  *at = std::min(before, value);
+  return before;
+}
+inline void __threadfence() {}
+
 // Fused or not is what the source says: compiled with -ffp-contract=off, as nvcc with -fmad=false.
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }

@@ -1,0 +1,60 @@
+"""threshold_rows at pixels and latents: the quantile of |x| of each sample, and the bounds of it.
+
+Peer: `torch.quantile` of the flattened |x|, which sorts, and the bounds by operators.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.pointwise import DEVICE, DTYPES, IN_A_GRAPH, draw, graph
+from benchmarks.side_by_side import OURS, measure
+from fastdiff import backends
+from fastdiff.ops.abs_quantile import threshold_rows
+
+SHAPES = {
+    "latent 2x4x64x64": (2, 4, 64, 64),
+    "latent 2x4x128x128": (2, 4, 128, 128),
+    "pixels 1x3x256x256": (1, 3, 256, 256),
+    "pixels 1x3x1024x1024": (1, 3, 1024, 1024),
+}
+
+
+def formula(x: Tensor, p: float, maximum: float, row: Tensor) -> Tensor:
+    q = torch.quantile(x.float().abs().flatten(1), p, dim=1).clamp(min=1.0, max=maximum)
+    rows = row.expand(1, x.shape[0], -1).clone()
+    rows[0, :, 4], rows[0, :, 5], rows[0, :, 6] = -q, q, 1 / q
+    return rows
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("where", SHAPES)
+def test_abs_quantile(benchmark: Any, where: str, dtype: str):
+    (x,) = draw(SHAPES[where], dtype=dtype)
+    assert x is not None
+    row = torch.zeros(1, 1, 12, device=DEVICE)
+    contestants = {
+        OURS: functools.partial(threshold_rows, x, 0.995, 3.0, row),
+        "eager formula": functools.partial(formula, x, 0.995, 3.0, row),
+    }
+    same = torch.equal(*(call() for call in contestants.values()))
+    assert same, "the bits are not those of torch.quantile"
+    repeats = IN_A_GRAPH if DEVICE == "cuda" else 1
+    backend = backends.chosen("abs_quantile", backends.Key(DEVICE, x.dtype))
+    benchmark.group = f"abs_quantile/{where}/{dtype}"
+    benchmark.extra_info |= {
+        "case": {"where": where, "dtype": dtype, "backend": backend},
+        "bytes": repeats * x.nbytes,
+        "repeats": repeats,
+        "check": {"bits of torch.quantile": same},
+    }
+    laps = {
+        n: functools.partial(list, [graph(c) if DEVICE == "cuda" else c])
+        for n, c in contestants.items()
+    }
+    measure(benchmark, laps, skip=0, rounds=10)

@@ -1,0 +1,24 @@
+// Runs the CUDA kernel of abs_quantile on the CPU: abs_quantile FOLDER..., each a case (case.h).
+#include "abs_quantile.cu"
+
+#include "case.h"
+
+int main(int count, char** folders) {
+  using namespace fastdiff::cuda;
+  for (int i = 1; i < count; ++i) {
+    const Case c(folders[i]);
+    AbsQuantile a = {};
+    a.x = c.buffer("x");
+    a.out = static_cast<float*>(c.buffer("out"));
+    a.rows = static_cast<float*>(c.buffer("rows"));
+    a.workspace = static_cast<uint32_t*>(c.buffer("workspace"));
+    a.samples = c.whole("samples"), a.numel = c.whole("numel"), a.columns = c.whole("columns");
+    a.rank = static_cast<uint32_t>(c.whole("rank"));
+    a.weight = static_cast<float>(c.number("weight"));
+    a.maximum = static_cast<float>(c.number("maximum"));
+    a.dtype = static_cast<int>(c.whole("dtype"));
+    host_cuda::Machine::get().set_order(static_cast<unsigned>(c.whole("order")));
+    abs_quantile(a, nullptr);
+    c.write_back();
+  }
+}
