@@ -197,7 +197,7 @@ class NinjaBuild(build_ext):
 setup(
     packages=[*find_packages(include=["fastdiff", "fastdiff.*"]), "fastdiff.kernels"],
     package_dir={"fastdiff.kernels": "kernels"},
-    package_data={"fastdiff": ["py.typed", "shapes/weights/**/*"]},
+    package_data={"fastdiff": ["py.typed", "ops/*.json", "shapes/weights/**/*"]},
     ext_modules=[Extension("fastdiff._C", ["csrc/bindings.cpp"])],
     cmdclass={"build_ext": NinjaBuild},
 )
