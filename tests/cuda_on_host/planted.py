@@ -3,6 +3,8 @@
     python -m tests.cuda_on_host.planted [NAME..]
 
 Minutes, so it is no part of the tests: run it after a change of the kernels or of their tests.
+Each kernel has at least a wrong mask, a missing tail, an element that is not written and a wrong
+scale.
 """
 
 import shutil
@@ -19,6 +21,7 @@ STEP = "step or rings or absent or weight or read_stays"
 NORM = "norm or tiles or sample or tokens"
 
 BUGS = {  # name: (tests, file, what stands there, what is planted)
+    # group_norm
     "a row past the tile is read": (
         NORM, "group_norm.cu", "row < tile.r1 ? count : 0};\n      load_input",
         "row <= tile.r1 ? count : 0};\n      load_input",
@@ -48,6 +51,101 @@ BUGS = {  # name: (tests, file, what stands there, what is planted)
     ),
     "a vector is stored to an address that is not aligned": (
         NORM, "group_norm.cu", "(turned || is_aligned(norm.out))", "true",
+    ),
+    # stats_last
+    "stats_last: total is written for the first of the rows in flight alone": (
+        NORM, "group_norm.cu", "if (residual) store_some<kDtype, kVector>(a.norm.total, at, count",
+        "if (residual && k == 0) store_some<kDtype, kVector>(a.norm.total, at, count",
+    ),
+    "stats_last: a mean over one number too many": (
+        NORM, "group_norm.cu", "s.sum[i] / static_cast<float>(s.n);",
+        "s.sum[i] / static_cast<float>(s.n + 1);",
+    ),
+    "stats_last: the last rows do not count": (
+        NORM, "group_norm.cu", "(rows - y + t.down - 1) / t.down", "(rows - y) / t.down",
+    ),
+    # stats_first
+    "stats_first: what lies behind the last element counts": (
+        NORM, "group_norm.cu", "kVector || i < at.count ? v[i] - s.shift[0] : 0.0f",
+        "v[i] - s.shift[0]",
+    ),
+    "stats_first: the elements after the last vector are left out": (
+        NORM, "group_norm.cu",
+        "p < tile.p1; p += a.tiles.across * V) {\n      const Place at",
+        "p + V <= tile.p1; p += a.tiles.across * V) {\n      const Place at",
+    ),
+    "stats_first: total is not written at the start of a tile": (
+        NORM, "group_norm.cu", "if (residual) store_some<kDtype, kVector>(a.norm.total, index",
+        "if (residual && p > tile.p0) store_some<kDtype, kVector>(a.norm.total, index",
+    ),
+    "stats_first: a mean over one number too many": (
+        NORM, "group_norm.cu", "const float n = static_cast<float>(s.n), offset",
+        "const float n = static_cast<float>(s.n + 1), offset",
+    ),
+    # combine_slots
+    "combine_slots: slots past the end are read": (
+        NORM, "group_norm.cu", "mine = lesser(each, count - first)", "mine = each",
+    ),
+    "combine_slots: the last slots are left out": (
+        NORM, "group_norm.cu", "static_cast<int>(ceil_div(count, kWarps))",
+        "count / kWarps",
+    ),
+    "combine_slots: a group is not written": (
+        NORM, "group_norm.cu", "if (threadIdx.x == 0) reduced[blockIdx.x] = all;",
+        "if (threadIdx.x == 0 && blockIdx.x > 0) reduced[blockIdx.x] = all;",
+    ),
+    "combine: slots count alike, however many values they stand for": (
+        NORM, "group_norm.cuh", "__fmaf_rn(slot.w, apart * apart, slot.z)",
+        "__fmaf_rn(1.0f, apart * apart, slot.z)",
+    ),
+    "the variance of a sample, not of a population": (
+        NORM, "group_norm.cuh", "slot.z / slot.w;  // NaN", "slot.z / (slot.w - 1);  // NaN",
+    ),
+    # apply_last
+    "apply_last: a row past the tile is read": (
+        NORM, "group_norm.cu", "row < tile.r1 ? count : 0};\n      load_again",
+        "row <= tile.r1 ? count : 0};\n      load_again",
+    ),
+    "apply_last: the group of the first channel for all of a vector": (
+        NORM, "group_norm.cu", "const int of = i < count ? c + i : c;", "const int of = c;",
+    ),
+    # apply_first
+    "apply_first: what lies behind the last element is written": (
+        NORM, "group_norm.cu", "index_of<false>(a.norm, at), at.count, raw)",
+        "index_of<false>(a.norm, at), V, raw)",
+    ),
+    "apply_first: the elements after the last vector are left out": (
+        NORM, "group_norm.cu",
+        "p < tile.p1; p += a.tiles.across * V) {\n    const Place at",
+        "p + V <= tile.p1; p += a.tiles.across * V) {\n    const Place at",
+    ),
+    "apply_first: the last channel is not written": (
+        NORM, "group_norm.cu", "c < tile.c1; c += a.tiles.down) {\n    const auto f",
+        "c + 1 < tile.c1; c += a.tiles.down) {\n    const auto f",
+    ),
+    "apply_first: twice the result": (
+        NORM, "group_norm.cu", "x[i] = f.apply(x[i], a.norm.silu);\n    pack",
+        "x[i] = 2.0f * f.apply(x[i], a.norm.silu);\n    pack",
+    ),
+    # apply_tokens
+    "apply_tokens: channels of the next sample are read": (
+        NORM, "group_norm.cu", "left = c0 + row < c1 ? length - p : 0;", "left = length - p;",
+    ),
+    "apply_tokens: channels past the last one are written": (
+        NORM, "group_norm.cu", "token < length ? lesser(c1 - (c0 + column), V) : 0",
+        "token < length ? V : 0",
+    ),
+    "apply_tokens: a square that is not whole is left out": (
+        NORM, "group_norm.cu", "if (start >= length) return;",
+        "if (start + kPositions > length) return;",
+    ),
+    "apply_tokens: half the result": (
+        NORM, "group_norm.cu", "square[row * kPitch + at_in + i] = f.apply(",
+        "square[row * kPitch + at_in + i] = 0.5f * f.apply(",
+    ),
+    # affine_step
+    "model_input without its scale": (
+        STEP, "affine_step.cuh", "__fmul_rn(tail[0], sum[0][i])", "sum[0][i]",
     ),
     "the elements after the last vector are left out": (
         STEP, "affine_step.cu", "ceil_div(arguments.vectors + left_over, kStepThreads)",
