@@ -177,9 +177,11 @@ MAIN = [p for size, last, _, p in PLANS if last and size == 2 and p.cv == 8]
 
 @pytest.mark.parametrize(("kernel", "flags"), [("stats", "all"), ("apply", "x2"), ("small", "all")])
 def test_group_norm_everywhere(kernel, flags):
+    """Where a sample begins is computed in 64 bits: that of x, of x2 and of the result."""
     plan = SMALL if kernel == "small" else LARGE
     for code in group_norm_code(kernel, "bf16", flags, True, True, False, plan, CAPABILITIES):
         assert code.count("LDG.E.128") >= 8
+        assert len(re.findall(r"\bm(?:ul|ad)\.lo\.s64", code.ptx)) >= 3
     group_norm_code(kernel, "fp16", flags, True, True, False, plan)
 
 

@@ -3,6 +3,8 @@
 """
 
 import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,6 +247,39 @@ def test_two_threads_share_operands():
         worker.join()
     assert len(wrong) == 160
     assert not any(wrong)
+
+
+def test_what_the_cuda_launcher_is_given(monkeypatch):
+    """The operands of the CPU call, scratch memory of the size that was asked for, the stream."""
+    from fastdiff.ops.group_norm import launch_cpu, launch_cuda
+
+    asked, given = [], []
+
+    def workspace(sizes, groups, dtype, last):
+        asked.append((sizes, groups, dtype, last))
+        return 4096
+
+    def native(*args):
+        *operands, address, stream = args
+        given.append((address, stream))
+        _C.group_norm(*operands, 1)
+
+    monkeypatch.setattr(_C, "group_norm_cuda_workspace", workspace, raising=False)
+    monkeypatch.setattr(_C, "group_norm_cuda", native, raising=False)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=77))
+    empty = torch.empty
+    made = []
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: made.append(empty(*a, **k)) or made[-1])
+    x = in_layout(torch.randn(2, 24, 5, 7, dtype=torch.float16), "channels_last")
+    outs = [torch.zeros_like(x) for _ in range(2)]
+    for launch, out in zip((launch_cpu, launch_cuda), outs, strict=True):
+        launch(x, 3, None, None, 1e-5, True, None, None, None, False, out, None)
+    assert torch.equal(*outs)
+    assert asked == [((2, 35, 24, 0), 3, 1, True)]
+    (scratch,) = made
+    assert (scratch.dtype, scratch.numel()) == (torch.uint8, 4096)
+    assert given == [(scratch.data_ptr(), 77)]
 
 
 def lean(**changes):

@@ -120,7 +120,7 @@ def check(dtype, **spec):
 
 PLAIN = {}
 ADDED = {"addend": "nc", "residual": True}
-JOINED = {"addend": "c", "tokens": True}  # and a second source
+JOINED = {"addend": "nc", "tokens": True}  # and a second source
 CASES = [  # shape, groups, channels of x2, what else
     ((1, 40, 9, 7), 4, 0, PLAIN),  # 10 channels a group, rows that fill no vector
     ((2, 40, 8, 8), 4, 16, JOINED),  # a group straddles the two sources, a vector does not
