@@ -119,10 +119,12 @@ def _attended(module: Any, x: Tensor, context: Tensor | None, mask: Tensor | Non
 def _tokens(module: Any, x: Tensor) -> Tensor:
     """(B, L, C), normed if the module has a norm."""
     norm = module.group_norm
-    if norm is None:
-        return x if x.dim() == 3 else x.flatten(2).transpose(1, 2)
-    picture = x if x.dim() == 4 else x.transpose(1, 2)
-    return norms.tokens(norm, picture)
+    if norm is not None and norms.fuses(norm, x):
+        return norms.normed(norm, x if x.dim() == 4 else x.transpose(1, 2), tokens=True)
+    tokens = x if x.dim() == 3 else x.flatten(2).transpose(1, 2)
+    if norm is not None:
+        tokens = norm(tokens.transpose(1, 2)).transpose(1, 2)
+    return tokens
 
 
 def _by_heads(

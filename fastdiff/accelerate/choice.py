@@ -117,7 +117,7 @@ def kernel(op: str, device: str, dtype: torch.dtype) -> str | None:
 
 def forced() -> bool:
     """Whether use_backend asks for a backend, whatever is better."""
-    return backends._forced.get() is not None
+    return False if torch.compiler.is_compiling() else backends._forced.get() is not None
 
 
 @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]

@@ -23,21 +23,18 @@ def lay_out(network: nn.Module) -> None:
     if mine is None:
         return
     for name, weight in _weights(network):
-        if weight.device.type in DEVICES and not _is_last(weight):
+        if weight.device.type in DEVICES and weight.stride() != _last(weight):
             mine.strides.setdefault(name, weight.stride())
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+            _lay(weight, _last(weight))
 
 
 def put_back(network: nn.Module) -> None:
     """Give every weight the strides that it had, whatever has wrapped its module since."""
     mine = choice.tally(network)
     for name, weight in _weights(network):
-        former = mine.strides.get(name.replace(".base_layer", "")) if mine else None
+        former = mine.strides.get(name) if mine else None
         if former is not None and weight.stride() != former:
-            again = torch.empty_strided(
-                weight.shape, former, dtype=weight.dtype, device=weight.device
-            )
-            weight.data = again.copy_(weight.data)
+            _lay(weight, former)
 
 
 def _weights(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -45,11 +42,19 @@ def _weights(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         if isinstance(module, nn.Conv2d):
             weight = module.weight
             if type(weight) is nn.Parameter and type(weight.data) is Tensor and not weight.is_meta:
-                yield f"{name}.weight", weight
+                yield name.replace(".base_layer", ""), weight  # LoRA may come and go
 
 
-def _is_last(weight: Tensor) -> bool:
-    return weight.is_contiguous(memory_format=torch.channels_last)
+def _lay(weight: nn.Parameter, strides: tuple[int, ...]) -> None:
+    again = torch.empty_strided(weight.shape, strides, dtype=weight.dtype, device=weight.device)
+    weight.data = again.copy_(weight.data)
+
+
+def _last(weight: Tensor) -> tuple[int, ...]:
+    """Strides of channels last; those of a 1x1 convolution, too, say so, for PyTorch looks at them
+    to lay out what the convolution returns."""
+    _, channels, height, width = weight.shape
+    return channels * height * width, 1, width * channels, channels
 
 
 def describe(network: nn.Module) -> str:

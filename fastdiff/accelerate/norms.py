@@ -64,12 +64,9 @@ def normed(norm: nn.Module, x: Tensor, **options: Any) -> Tensor:
     return y
 
 
-def tokens(norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(x) as tokens: (N, C, *spatial) to (N, L, C)."""
-    if choice.plain(norm, nn.GroupNorm) and large(x) and choice.has_kernel("group_norm", x):
-        return normed(norm, x, tokens=True)
-    y: Tensor = norm(x)
-    return y.flatten(2).transpose(1, 2)
+def fuses(norm: nn.Module, x: Tensor) -> bool:
+    """Whether group_norm does what a norm does to x, channels moved or not, and is better."""
+    return choice.plain(norm, nn.GroupNorm) and large(x) and choice.has_kernel("group_norm", x)
 
 
 class NormAndSiLU(nn.GroupNorm):

@@ -48,8 +48,6 @@ class FastResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
         h = norm_silu(self.norm2, act, h, addend, own=choice.plain(self.conv1, nn.Conv2d))
 
         h = self.dropout(h)
-        if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x.contiguous() if self.training else x)
         return _joined(self, x, h)
 
 
@@ -89,11 +87,15 @@ def _scaled_and_shifted(temb: Any, act: Any) -> Any:
 
 
 def _joined(block: Any, x: Tensor, h: Tensor) -> Tensor:
-    """(x + conv2(h)) / output_scale_factor."""
+    """(shortcut(x) + conv2(h)) / output_scale_factor."""
     conv, factor = block.conv2, block.output_scale_factor
-    bias = _own_bias(conv)
-    if bias is not None and x.dtype == h.dtype and choice.has_kernel("bias_residual", h):
-        return bias_residual(conv._conv_forward(h, conv.weight, None), bias, x, scale=1 / factor)
-    y: Tensor = conv(h)
-    y = y.add_(x) if choice.plain(conv, nn.Conv2d) and y.dtype == x.dtype else y + x
-    return y if factor == 1 else y / factor
+    bias = _own_bias(conv) if choice.has_kernel("bias_residual", h) else None
+    h = conv(h) if bias is None else conv._conv_forward(h, conv.weight, None)
+    if block.conv_shortcut is not None:
+        x = block.conv_shortcut(x.contiguous() if block.training else x)
+    if bias is not None and x.dtype == h.dtype:
+        return bias_residual(h, bias, x, scale=1 / factor)
+    if bias is not None:
+        h = h + bias[:, None, None]
+    h = h.add_(x) if choice.plain(conv, nn.Conv2d) and h.dtype == x.dtype else h + x
+    return h if factor == 1 else h / factor
