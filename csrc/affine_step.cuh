@@ -23,7 +23,8 @@
 namespace fastdiff::cuda {
 
 constexpr int kStepThreads = 64;  // a latent of 16,384 elements still fills 64 multiprocessors
-constexpr int kStepAhead = 4;     // history tensors whose loads are in flight together
+constexpr int kStepBlocks = 8;  // of them on a multiprocessor: 128 registers a thread, none spilled
+constexpr int kStepAhead = 4;   // history tensors whose loads are in flight together
 constexpr uint32_t kStepStream = 1;
 
 enum StepOperand { kX, kUncond, kCond, kNoise, kNext, kX0, kInput, kHistory };
@@ -208,7 +209,7 @@ __device__ __forceinline__ void step_elements(const AffineStep& a, const StepRow
 }
 
 template <int V, int kResults, bool kSeeded>
-__global__ void __launch_bounds__(kStepThreads)
+__global__ void __launch_bounds__(kStepThreads, kStepBlocks)
     affine_step_kernel(const __grid_constant__ AffineStepLaunch launch) {
   const AffineStep& a = launch.step;
   const int results = 1 + a.keeps, width = 4 + a.depth, columns = 7 + results * (width + 1);
