@@ -134,7 +134,7 @@ def launch_plan(width: int, element_size: int, capability: int, masked: bool = F
     if width > 160:  # 256 or 512: no columns are masked, and no keys but the last
         return Plan(width, 0, 256, 128 if capability == 90 else 64, 32, 8, 2 if large else 1)
     d1, d2 = pieces(width)
-    if width > 128 and not large:
+    if not large and width > (64 if masked else 128):
         return Plan(d1, d2, d1, 64, 32, 8, 1)
     keys = 64 if (large or width <= 64) and not masked else 32
     return Plan(d1, d2, d1, 128, keys, 8, 2)

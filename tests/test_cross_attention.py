@@ -293,7 +293,7 @@ MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 
 def plans(capability, size):
     """{plan: width}, of all widths and lengths; the widest head of each plan."""
-    from fastdiff.kernels.cross_attention import Plan, launch_plan
+    from fastdiff.ops._cross_attention_plan import Plan, launch_plan
 
     memory = MEMORY[capability] * 1024
     every = [(launch_plan(d, m, size, memory), d) for m in range(1, 513) for d in range(8, 161, 8)]
@@ -305,9 +305,9 @@ def gates(plan, width, dtype="bf16", capabilities=(90,), **rest):
     from fastdiff.kernels.cross_attention import (
         INTEGERS,
         OPTIONS,
-        bytes_on_chip,
         cross_attention_kernel,
     )
+    from fastdiff.ops._cross_attention_plan import bytes_on_chip
 
     types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}")
     types |= dict.fromkeys(INTEGERS, "i32") | {"scale": "fp32"}
@@ -322,7 +322,7 @@ def gates(plan, width, dtype="bf16", capabilities=(90,), **rest):
 
 @compile_gates.compiles
 def test_why_k_and_v_are_too_large():
-    from fastdiff.kernels.cross_attention import why_too_large
+    from fastdiff.ops._cross_attention_plan import why_too_large
 
     large, small = 227 * 1024, 99 * 1024
     for keys, width in ((77, 160), (154, 80), (333, 64), (512, 64)):

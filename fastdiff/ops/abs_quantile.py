@@ -131,7 +131,7 @@ def launch_cuda(
 
 def place(p: float, n: int) -> tuple[int, float]:
     """(k, w): the rank of the lower neighbour among n, and the weight of the upper one."""
-    r = torch.tensor(p, dtype=torch.float32) * (n - 1)
+    r = torch.tensor(p, dtype=torch.float32, device="cpu") * (n - 1)  # whatever the default is
     k = int(r)
     return k, float(r - k)
 

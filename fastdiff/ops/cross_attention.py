@@ -32,6 +32,7 @@ from fastdiff.ops._attention import (
     sdpa,
     shared_memory,
 )
+from fastdiff.ops._cross_attention_plan import why_too_large
 from fastdiff.ops._pointwise import implement
 
 __all__ = ["cross_attention", "cross_attention_ref", "why_not"]
@@ -83,11 +84,7 @@ def check_arguments(q: Tensor, k: Tensor, v: Tensor, *_: object) -> None:
 
 
 def _too_large(q: Tensor, k: Tensor) -> str | None:
-    from fastdiff.kernels.cross_attention import why_too_large
-
-    memory = shared_memory(q.device)
-    reason: str | None = why_too_large(q.shape[-1], k.shape[1], q.element_size(), memory)
-    return reason
+    return why_too_large(q.shape[-1], k.shape[1], q.element_size(), shared_memory(q.device))
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -9,8 +9,8 @@ Phi is the normal distribution function, (1 + erf(g / sqrt(2))) / 2, not its tan
 All is computed in float32 (by the reference in float64, if x is float64) and rounded to the dtype
 of x once.  Kernels approximate Phi each in its own way: for float32 to a few roundings of float32,
 for 16 bits to a fraction of their rounding.  Where gelu is below 1e-11 they may be off by as much.
-The bits of an element depend on value and gate alone.  D and any leading dimension may be 0; an x that is not
-contiguous is copied first.
+The bits of an element depend on value and gate alone.  D and any leading dimension may be 0; an x
+that is not contiguous is copied first.
 
 Every backend has `launch(x, out) -> None`, called on contiguous tensors.
 """
