@@ -376,6 +376,8 @@ def test_the_bits_of_a_sample_are_its_own(norm, layout):
         assert all(map(torch.equal, norm(case, order=order), (y, total)))
     for name in ("x", "x2", "residual", "total", "out"):
         assert all(map(torch.equal, norm(case, shifts={name: 2}), (y, total)))
+    for name in ("weight", "bias", "addend"):
+        assert all(map(torch.equal, norm(case, shifts={name: 4}), (y, total)))
 
 
 def test_tokens_take_any_alignment_and_order(norm):

@@ -70,7 +70,9 @@ def test_and_the_same_as_in_diffusers(name, kind):
 
 @pytest.mark.parametrize("name", [DDIM, DDPM])
 @pytest.mark.parametrize(
-    "cast", [int, np.int64, lambda t: torch.tensor(t, dtype=torch.int32), torch.tensor], ids=str
+    "cast",
+    [int, np.int64, lambda t: torch.tensor(t, dtype=torch.int32), torch.tensor],
+    ids=["int", "numpy", "int32", "int64"],
 )
 def test_stateless_classes_take_any_timestep_in_any_order(name, cast):
     mine, theirs = both(name, **SD)
