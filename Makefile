@@ -1,6 +1,6 @@
 # Everything from a fresh clone, with Python 3.11 or later, make and a C++ compiler:
 #   make demo      pictures from three prompts into out/
-#   make test      lint, types, all tests (network off)
+#   make test      lint, types, all tests (network off), JOBS=2 files at a time
 #   make bench     benchmarks; the README's table is made from their JSON
 #   make upstream SUITE=path    diffusers' own tests/schedulers, from a checkout of diffusers
 #   make format    what the lint asks for;    make clean    back to the clone
@@ -11,6 +11,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SUITE ?=
+JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(wildcard csrc/*)
 READY := .venv/.ready
@@ -37,7 +38,7 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q --durations=15
+	$(BIN)/python -m pytest -q --durations=15 -n $(JOBS) --dist loadfile
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
