@@ -26,8 +26,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdiff.kernels.cross_attention import pieces, put, tile
+from fastdiff.kernels.cross_attention import put, tile
 from fastdiff.ops import _attention
+from fastdiff.ops._cross_attention_plan import pieces
 
 LOG2E = 1.4426950408889634
 OPTIONS = {"enable_fp_fusion": True, "ptx_version": 87}

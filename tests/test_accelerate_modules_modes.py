@@ -8,9 +8,9 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 
 import fastdiff
-from fastdiff.accelerate import attention, choice, norms
+from fastdiff.accelerate import attention, choice
 
-from .accelerate_checks import calls, close, rows, shape_of, wrap
+from .accelerate_checks import calls, close, every_kernel, rows, shape_of, wrap
 from .tiny_pipelines import UNET, drawn, run, sd15, sdxl, vae
 
 

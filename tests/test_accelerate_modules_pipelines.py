@@ -15,10 +15,11 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 import fastdiff
-from fastdiff.accelerate import choice, norms
+from fastdiff.accelerate import choice
 from fastdiff.accelerate.inventory import considered
 from fastdiff.accelerate.swap import swaps
 
+from .accelerate_checks import every_kernel
 from .tiny_pipelines import pictures, pipeline, run, sd15, sdxl, vae
 
 KINDS = ("sd15", "sdxl", "controlnet")

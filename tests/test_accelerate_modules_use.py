@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import fastdiff
-from fastdiff.accelerate import choice, norms
+from fastdiff.accelerate import choice
 
-from .accelerate_checks import ENDS, LoRA, calls, close, rows, shape_of, wrap
+from .accelerate_checks import ENDS, LoRA, calls, close, every_kernel, rows, shape_of, wrap
 from .tiny_pipelines import NETWORKS, drawn, run, sd15, sdxl, vae
 
 

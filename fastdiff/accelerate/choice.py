@@ -52,11 +52,13 @@ def taken(
     op: str | None,
     *tensors: Tensor | None,
     large: bool = True,
+    slower: str = "",
     unless: Callable[[], str] | None = None,
 ) -> bool:
     """Whether this call takes the fast path, whose kernel is that of `op`; counted.
 
     The first tensor decides on device and dtype.  large: whether the kernel is better at this size.
+    slower: why else PyTorch's own operators are better here, in words; "" where they are not.
     unless: asked for a reason that the module has against its fast path ("" if none) where all else
     is for it.
     """
@@ -64,13 +66,15 @@ def taken(
     assert x is not None
     if torch.compiler.is_compiling():  # ops are traced; a count would be a guard
         traced = op is None or _worth_tracing(op, x.device.type, x.dtype)
-        return bool(traced and large and not (unless and unless()))
+        return bool(traced and large and not slower and not (unless and unless()))
     mine = tally(module)
     if mine is None:  # a method that somebody kept, on a module that was restored since
         return False
     reason = None
     if not large:
-        mine.calls["torch: too small for the kernel"] += 1
+        slower = "too small for the kernel"
+    if slower:
+        mine.calls[f"torch: {slower}"] += 1
         return False
     if op is not None and kernel(op, x.device.type, x.dtype) is None:
         reason, missing = why_no_kernel(op, x.device.type, x.dtype)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from fastdiff.accelerate import attention, choice, layout, norms, transformer
+from fastdiff.accelerate import attention, choice, layout, norms, transformer, upsampling
 from fastdiff.accelerate.report_rows import ReportRow
 from fastdiff.accelerate.swap import INNER, NETWORKS, is_swapped, stock_of, swaps, why_not
 
@@ -16,6 +17,7 @@ WHY_LEFT = {  # what about a module its fast path does not do: it may change, an
     attention.FastAttention: attention.why_left,
     transformer.FastTransformer2DModel: transformer.why_transformer_left,
     transformer.FastBasicTransformerBlock: transformer.why_block_left,
+    upsampling.FastUpsample2D: upsampling.why_left,
 }
 HOLD_A_PAIR = ("Encoder", "Decoder")  # swapped for the pair in them, whose row stands for both
 
@@ -50,6 +52,8 @@ def considered(network: nn.Module) -> Iterator[Considered]:
     inner = tuple(map(_stock, INNER))
     module: nn.Module
     for name, module in network.named_modules():
+        if _has_no_convolution(module):
+            continue
         if module is network or isinstance(module, inner):
             left = _why_not_swapped(module)
             yield Considered(name, module, left, () if left else (module,))
@@ -58,6 +62,11 @@ def considered(network: nn.Module) -> Iterator[Considered]:
             yield Considered(name, module, left, ())
         if isinstance(getattr(module, "conv_norm_out", None), nn.Module):
             yield _considered_pair(f"{name}.conv_norm_out".lstrip("."), module)
+
+
+def _has_no_convolution(module: nn.Module) -> bool:
+    """Upsample2D as blocks with up=True hold it: interpolation alone, nothing to be faster at."""
+    return isinstance(module, Upsample2D) and upsampling.convolution(module) is None
 
 
 def _considered_pair(name: str, owner: Any) -> Considered:
@@ -155,6 +164,8 @@ def _chosen(module: Any) -> tuple[str, str]:
     """Backend of a swapped module, and why."""
     if isinstance(module, attention.FastAttention):
         return attention.describe(module)
+    if isinstance(module, upsampling.FastUpsample2D):
+        return upsampling.describe(module)
     device, dtype = key_of(module)
     backend = choice.kernel(module.USES, device, dtype)
     if backend is None:

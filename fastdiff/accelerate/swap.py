@@ -25,6 +25,7 @@ from fastdiff.accelerate import (
     norms,
     resnet,
     transformer,
+    upsampling,
 )
 from fastdiff.schedulers import CLASSES
 from fastdiff.schedulers.quirks import CHECKED
@@ -47,6 +48,7 @@ INNER: tuple[type, ...] = (
     transformer.FastTransformer2DModel,
     transformer.FastBasicTransformerBlock,
     feed_forward.FastGEGLU,
+    upsampling.FastUpsample2D,
 )
 
 
