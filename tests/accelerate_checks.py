@@ -1,9 +1,18 @@
-"""What the tests of accelerated networks share: nearness, rows of the report, LoRA-like layers."""
+"""What the tests of accelerated networks share: kernels at any size, nearness, rows of the report,
+LoRA-like layers."""
 
 import torch
 from torch import nn
 
 import fastdiff
+from fastdiff.accelerate import norms, upsampling
+
+
+def every_kernel(monkeypatch):
+    """Every kernel there is runs, whatever the size of a tensor."""
+    monkeypatch.setattr(norms, "CPU_LEAST", 1)
+    monkeypatch.setattr(norms, "CPU_LEAST_NARROW", 1)
+    monkeypatch.setattr(upsampling, "pays", lambda x, weight: None)
 
 
 def close(a, b):
@@ -59,7 +68,18 @@ class LoRA(nn.Module):
         return base(x) + nn.functional.linear(x, self.delta)
 
 
-ENDS = ("conv1", "conv2", "conv_shortcut", "to_q", "to_v", "0", "proj_in", "proj_out", "proj")
+ENDS = (
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "conv",
+    "to_q",
+    "to_v",
+    "0",
+    "proj_in",
+    "proj_out",
+    "proj",
+)
 
 
 def wrap(network, ends=ENDS):

@@ -14,12 +14,14 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 
 import fastdiff
-from fastdiff.accelerate import choice, norms
+from fastdiff.accelerate import choice, upsampling
 from fastdiff.accelerate.swap import swap
 from fastdiff.cli.model import built_in
 
+from .accelerate_checks import every_kernel
 from .tiny_pipelines import NETWORKS, drawn, run, sd15
 
 SEEDS = 8
@@ -29,8 +31,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 @pytest.fixture
 def kernels(monkeypatch):
     """Every kernel there is runs, whatever the size of a tensor."""
-    monkeypatch.setattr(norms, "CPU_LEAST", 1)
-    monkeypatch.setattr(norms, "CPU_LEAST_NARROW", 1)
+    every_kernel(monkeypatch)
     return "kernels"
 
 
@@ -201,6 +202,72 @@ def test_tokens_through_a_norm_of_attention(fast):
     assert_same_block(block, torch.randn(SEEDS, 20, 24))
 
 
+UPSAMPLERS = {
+    "plain": {},
+    "wider": {"out_channels": 24},
+    "without bias": {"bias": False},
+    "of another name": {"name": "Conv2d_0"},
+}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("options", UPSAMPLERS.values(), ids=UPSAMPLERS)
+def test_upsampling_and_its_convolution(options, layout, fast):
+    block = drawn(Upsample2D(16, use_conv=True, **options)).to(memory_format=layout)
+    assert_same_block(block, torch.randn(SEEDS, 16, 7, 5).to(memory_format=layout))
+
+
+@torch.no_grad()
+def test_upsampling_to_a_size(fast):
+    """Twice the size is what upsample_conv does; other sizes are for diffusers."""
+    block = drawn(Upsample2D(16, use_conv=True))
+    x, stock = torch.randn(2, 16, 6, 4), "stock: output_size is not twice the size"
+    for size, what in (((12, 8), "fused"), ((11, 8), stock)):
+        ours = copy.deepcopy(block)
+        swap(ours)
+        got, theirs = ours(x, output_size=size), block(x, output_size=size)
+        assert choice.tally(ours).calls == {what: 1}
+        assert got.shape == theirs.shape
+        assert torch.equal(got, theirs) == (what == stock)
+
+
+OTHER_UPSAMPLERS = {
+    "transposed": {"use_conv_transpose": True},
+    "normed": {"use_conv": True, "norm_type": "rms_norm", "eps": 1e-6, "elementwise_affine": True},
+    "5x5": {"use_conv": True, "kernel_size": 5, "padding": 2},
+    "without zeros around": {"use_conv": True, "padding": 0},
+    "not interpolated": {"use_conv": True, "interpolate": False},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", OTHER_UPSAMPLERS.values(), ids=OTHER_UPSAMPLERS)
+def test_other_upsamplers_are_diffusers_own(options, fast):
+    block = drawn(Upsample2D(16, **options))
+    ours, x = copy.deepcopy(block), torch.randn(2, 16, 6, 4)
+    swap(ours)
+    assert torch.equal(ours(x), block(x))
+    assert choice.tally(ours).calls == {f"stock: {upsampling.why_left(ours)}": 1}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_an_upsampler_of_a_size_where_upsample_conv_is_faster(layout):
+    """Without the fixture."""
+    block = drawn(Upsample2D(128, use_conv=True)).to(memory_format=layout)
+    assert_same_block(block, torch.randn(1, 128, 32, 32).to(memory_format=layout))
+
+
+@torch.no_grad()
+def test_an_upsampler_that_is_not_in_float32_is_left_to_pytorch():
+    """Where upsample_conv was not measured to be faster; the report says so."""
+    network = fastdiff.accelerate(sd15(block_out_channels=(16, 128)).bfloat16())
+    run(network)
+    (row,) = [r for r in fastdiff.report(network) if r.kind == "module Upsample2D"]
+    assert (row.backend, len(row.calls)) == ("torch", 1)
+    assert "measured in float32 only" in row.why
+    assert "torch: measured in float32 only" in next(iter(row.calls))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -239,3 +306,8 @@ def test_small_tensors_are_left_to_pytorch():
             assert set(row.calls) == {"torch: too small for the kernel"}
         if "Attention" in row.kind:
             assert set(row.calls) == {"fused"}
+        if "Upsample2D" in row.kind:
+            (what,) = row.calls
+            assert what.startswith("torch: making the weights costs what it saves")
+            assert row.backend == "torch"
+            assert "below 128 channels" in row.why

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 import fastdiff
@@ -19,16 +20,15 @@ from fastdiff.accelerate import choice
 from fastdiff.accelerate.inventory import considered
 from fastdiff.accelerate.swap import swaps
 
-from .accelerate_checks import every_kernel
-from .tiny_pipelines import pictures, pipeline, run, sd15, sdxl, vae
+from .accelerate_checks import every_kernel, wrap
+from .tiny_pipelines import pictures, pipeline, run, sd15, sdxl, unconditional, vae
 
 KINDS = ("sd15", "sdxl", "controlnet")
 
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
-    monkeypatch.setattr(norms, "CPU_LEAST", 1)
-    monkeypatch.setattr(norms, "CPU_LEAST_NARROW", 1)
+    every_kernel(monkeypatch)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,6 +156,25 @@ def test_strict_refuses_a_run_that_leaves_the_fast_paths():
     fastdiff.accelerate(network, strict=True)
     with pytest.raises(RuntimeError, match="float64"):
         run(network.double())
+
+
+@torch.no_grad()
+def test_strict_and_an_upsampler_with_lora():
+    network = fastdiff.accelerate(sd15(), strict=True)
+    wrap(network, ["conv"])
+    with pytest.raises(RuntimeError, match=r"Upsample2D .* its convolution is hooked or replaced"):
+        run(network)
+    with pytest.raises(ValueError, match=r"upsamplers.0 cannot be .* hooked or replaced"):
+        fastdiff.accelerate(network, strict=True)
+
+
+@torch.no_grad()
+def test_upsampling_without_a_convolution_is_nothing_to_refuse():
+    """As blocks hold it that upsample before their first convolution."""
+    network = unconditional(upsample_type="resnet")
+    run(fastdiff.accelerate(network, strict=True))
+    assert any(isinstance(m, Upsample2D) for m in network.modules())
+    assert not [row for row in fastdiff.report(network) if "Upsample2D" in row.kind]
 
 
 @torch.no_grad()

@@ -18,8 +18,7 @@ from .tiny_pipelines import NETWORKS, drawn, run, sd15, sdxl, vae
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
-    monkeypatch.setattr(norms, "CPU_LEAST", 1)
-    monkeypatch.setattr(norms, "CPU_LEAST_NARROW", 1)
+    every_kernel(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -74,7 +74,7 @@ def controlnet() -> Any:
     )
 
 
-def unconditional() -> Any:
+def unconditional(**options: Any) -> Any:
     """A UNet2DModel: attention with a norm of its own, over pictures."""
     return drawn(
         UNet2DModel(
@@ -87,6 +87,7 @@ def unconditional() -> Any:
             up_block_types=("AttnUpBlock2D", "UpBlock2D"),
             attention_head_dim=8,
             norm_num_groups=4,
+            **options,
         )
     )
 
