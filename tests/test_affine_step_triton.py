@@ -103,10 +103,13 @@ def test_what_has_weight_zero_is_not_read():
     operands["uncond"] = None
     operands["noise"].fill_(float("nan"))
     operands["history"][1].fill_(float("inf"))
+    operands["history"][0][0, 0] = float("inf")  # x_next weighs it, kept does not
     row = make_row(1, 2, k=(1, -0.5, 0), c={(0, 0): 0.7, (0, 1): 0.1, (0, 4): 0.2, (1, 1): 1})
-    x_next, x0, *_ = run(launch, operands, row[None, None].to(DEVICE), 1, wants=("x0",))
+    wants = ("x0", "kept")
+    x_next, x0, kept, *_ = run(launch, operands, row[None, None].to(DEVICE), 1, wants=wants)
     x, m = operands["x"], operands["x"] - 0.5 * operands["cond"]
     assert torch.equal(x0, m)
+    assert torch.equal(kept, m)
     assert torch.equal(x_next, 0.7 * x + 0.1 * m + 0.2 * operands["history"][0])
 
 

@@ -4,7 +4,7 @@
 
 Minutes, so it is no part of the tests: run it after a change of the kernels or of their tests.
 Each kernel has at least a wrong mask, a missing tail, an element that is not written and a wrong
-scale.
+scale.  The Triton and the CPU kernels have tests/planted.
 """
 
 import shutil
@@ -16,9 +16,11 @@ import pytest
 
 from tests import cuda_on_host
 
-TEST = Path(__file__).parents[1] / "test_cuda_on_host.py"
+TESTS = Path(__file__).parents[1]
+OF_THEIR_OWN = {"abs_quantile": "test_abs_quantile.py", "philox_normal": "test_philox_normal.py"}
 STEP = "step or rings or absent or weight or read_stays"
 NORM = "norm or tiles or sample or tokens"
+OWN = "the_cuda_kernel"
 
 BUGS = {  # name: (tests, file, what stands there, what is planted)
     # group_norm
@@ -182,6 +184,64 @@ BUGS = {  # name: (tests, file, what stands there, what is planted)
     "no barrier after the row is read": (
         STEP, "affine_step.cuh", "  __syncthreads();\n  for (int column", "  for (int column",
     ),
+    # abs_quantile
+    "elements past the end count": (
+        OWN, "abs_quantile.cuh", "i < a.numel; i += stride", "i <= a.numel; i += stride",
+    ),
+    "the last element does not count": (
+        OWN, "abs_quantile.cuh", "i < a.numel; i += stride", "i + 1 < a.numel; i += stride",
+    ),
+    "the last vector does not count": (
+        OWN, "abs_quantile.cuh", "i < vectors; i += stride", "i + 1 < vectors; i += stride",
+    ),
+    "a vector is loaded from an address that is not aligned": (
+        OWN, "abs_quantile.cu", "is_aligned(quantile.x) && quantile.numel % 8 == 0", "true",
+    ),
+    "the last quantile is not written": (
+        OWN, "abs_quantile.cuh", "  a.out[sample] = q;",
+        "  if (sample + 1 < a.samples) a.out[sample] = q;",
+    ),
+    "the gain of a row is not written": (
+        OWN, "abs_quantile.cuh", ", row[2] = 1.0f / bound;", ";",
+    ),
+    "the rank before": (
+        OWN, "abs_quantile.cuh", "uint32_t left = rank - (sum - own);",
+        "uint32_t left = rank - (sum - own) - (rank > sum - own);",
+    ),
+    "no number is the last of its value": (
+        OWN, "abs_quantile.cuh", "state[kRank] + 1 == state[kCount]", "false",
+    ),
+    "the weight of the other": (
+        OWN, "abs_quantile.cuh", "a.weight < 0.5f ?", "a.weight < 2 ?",
+    ),
+    "the counts of other blocks are not waited for": (
+        OWN, "abs_quantile.cuh", "if (state[kTickets] == 0) return;", "",
+    ),
+    "no barrier before the bins are counted": (
+        OWN, "abs_quantile.cuh", "bins[k] = 0;\n    __syncthreads();", "bins[k] = 0;",
+    ),
+    # philox_normal
+    "the counter past the end is written": (
+        OWN, "philox_normal.cuh", "if (4 * counter + k >= a.numel) continue;", "",
+    ),
+    "the elements after the last vector are not written": (
+        OWN, "philox_normal.cuh", "if (4 * counter >= a.numel) return;",
+        "if (4 * counter + 4 > a.numel) return;",
+    ),
+    "the elements after the last whole block are not written": (
+        OWN, "philox_normal.cu",
+        "ceil_div(ceil_div(noise.numel, int64_t{4}), int64_t{kNoiseThreads})",
+        "noise.numel < 4 * kNoiseThreads ? 1 : noise.numel / (4 * kNoiseThreads)",
+    ),
+    "noise is stored to an address that is not aligned": (
+        OWN, "philox_normal.cu", " && is_aligned(noise.out)", "",
+    ),
+    "the noise of the first sample for all": (
+        OWN, "philox_normal.cuh", "a.seeds[sample]", "a.seeds[0]",
+    ),
+    "half the variance": (
+        OWN, "philox_normal.inl", "root(minus_log + minus_log)", "root(minus_log)",
+    ),
 }  # fmt: skip
 
 
@@ -207,9 +267,10 @@ def caught_by(name):
         assert text.count(there) == 1, f"{name}: {file} has this {text.count(there)} times"
         (csrc / file).write_text(text.replace(there, planted))
         cuda_on_host.CSRC, cuda_on_host.KERNELS = csrc, (Path(file).stem,)
+        test = TESTS / OF_THEIR_OWN.get(Path(file).stem, "test_cuda_on_host.py")
         try:
             options = ["-qq", "-x", "--tb=line", "-p", "no:cacheprovider", "-k", tests]
-            pytest.main([*options, str(TEST)], plugins=[failures])
+            pytest.main([*options, str(test)], plugins=[failures])
         finally:
             cuda_on_host.CSRC, cuda_on_host.KERNELS = home
     return failures.first
