@@ -179,6 +179,17 @@ def test_parameters_in_either_dtype(go, way, parameters):
     check(torch.float16, shape=(2, 40, 8, 8), parameters=parameters, layout="channels_last")
 
 
+@here
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_finish_goes_round(go, monkeypatch, layout):
+    """Parts and channels of a group that are more than finish_kernel merges or writes at a time."""
+    from fastdiff.kernels import group_norm as kernels
+
+    go("three launches")
+    monkeypatch.setattr(kernels, "FINISH", kernels.FINISH | {"BLOCK": 64})
+    check(torch.float32, shape=(1, 140, 9, 7), groups=1, addend="nc", mean=3.0, layout=layout)
+
+
 REAL = [  # SD 1.5: 30 channels a group in three launches, 20 and 40 in one
     ((1, 960, 32, 32), 320, 1000.0),
     ((1, 640, 32, 32), 320, 0.0),
