@@ -10,7 +10,8 @@ STEP = ("test_affine_step_triton.py", "not this_file and not without_a_gpu")
 ATTENTION = ("test_attention.py", "test_kernel_numbers and not real_shape")
 MASKED = ("test_attention.py", "test_kernel_masks or test_kernel_rows_without")
 BIAS = ("test_bias_residual.py", "test_kernel")
-CROSS = ("test_cross_attention.py", "test_kernel_numbers and not real_shape or steps")
+CROSS = ("test_cross_attention.py", "test_kernel_numbers and not real_shape")
+STEPS = ("test_cross_attention.py", "test_kernel_steps")
 GEGLU = ("test_geglu.py", "test_kernel")
 NORM = ("test_group_norm_triton.py", "as_good_as or finish")
 PHILOX = ("test_philox_normal.py", "triton_bits")
@@ -216,10 +217,10 @@ BUGS = {
         "(column <= D)[None, :]\n    at = pointer",
     ),
     "cross_attention: the rows after the last whole tile are left out": (
-        CROSS, "cross_attention.py", "(rows + ROWS - 1) // ROWS)", "tl.maximum(rows // ROWS, 1))",
+        STEPS, "cross_attention.py", "(rows + ROWS - 1) // ROWS)", "tl.maximum(rows // ROWS, 1))",
     ),
     "cross_attention: the tiles after the last whole group are left out": (
-        CROSS, "cross_attention.py", "groups = triton.cdiv(tiles, steps)",
+        STEPS, "cross_attention.py", "groups = triton.cdiv(tiles, steps)",
         "groups = max(1, tiles // steps)",
     ),
     "cross_attention: the second piece of a head is not written in the last row": (
