@@ -79,10 +79,9 @@ def _sums(
     total is written; without, the addend is left to the caller: it moves the mean, nothing else.
     """
     C = C1 + C2
-    columns = tl.arange(0, BC)[None, None, :]
+    columns = tl.arange(0, BC)[None, :]
     owned = columns < end - channel
     lane = tl.arange(0, BR)
-    depth = tl.arange(0, UNROLL)[:, None, None]
     first = tl.full((BR, BC), 0.0, tl.float32)
     one = tl.full((BR, BC), 0.0, tl.float32)
     two = tl.full((BR, BC), 0.0, tl.float32)
@@ -91,20 +90,31 @@ def _sums(
         added = _vector(addend_ptr, n * C + channel + columns, owned, 0.0)
     step: tl.constexpr = BR * UNROLL
     for i in range(tl.minimum(steps, (length - row + step - 1) // step)):
-        rows = i * step + depth * BR + lane[None, :, None]
-        inside = (rows < length - row) & owned
-        v = _read(x_ptr, x2_ptr, n, row, channel, rows, columns, inside, C1, C2, length, LAST)
-        if residual_ptr is not None:
-            at = start + (rows * C + columns if LAST else columns * length + rows)
-            v = v + added + tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
-            rounded = v.to(total_ptr.dtype.element_ty)
-            tl.store(total_ptr + at, rounded, mask=inside)
-            v = rounded.to(tl.float32)
-        top = tl.sum(tl.where(inside & (depth == 0), v, 0.0), 0)
-        first = tl.where(i == 0, top, first)
-        d = tl.where(inside, v - first[None, :, :], 0.0)
-        one += tl.sum(d, 0)
-        two += tl.sum(d * d, 0)
+        # Tile by tile: how one of three dimensions lies across the lanes depends on the version of
+        # Triton, and sums over UNROLL were shuffles in 3.6 (243 registers for 80).
+        values, others = (), ()
+        for u in tl.static_range(UNROLL):
+            rows = i * step + u * BR + lane[:, None]
+            inside = (rows < length - row) & owned
+            v = _read(x_ptr, x2_ptr, n, row, channel, rows, columns, inside, C1, C2, length, LAST)
+            values = values + (v,)
+            if residual_ptr is not None:
+                at = start + (rows * C + columns if LAST else columns * length + rows)
+                others = others + (tl.load(residual_ptr + at, mask=inside, other=0.0),)
+        for u in tl.static_range(UNROLL):
+            rows = i * step + u * BR + lane[:, None]
+            inside = (rows < length - row) & owned
+            v = values[u]
+            if residual_ptr is not None:
+                at = start + (rows * C + columns if LAST else columns * length + rows)
+                rounded = (v + added + others[u].to(tl.float32)).to(total_ptr.dtype.element_ty)
+                tl.store(total_ptr + at, rounded, mask=inside)
+                v = rounded.to(tl.float32)
+            if u == 0:
+                first = tl.where(inside & (i == 0), v, first)
+            d = tl.where(inside, v - first, 0.0)
+            one += d
+            two += d * d
 
     rows = tl.minimum(length - row, steps * step)
     count = tl.maximum((rows - lane + BR - 1) // BR, 0).to(tl.float32)[:, None]
