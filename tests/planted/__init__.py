@@ -22,7 +22,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("csrc", "fastdiff", "kernels", "tests", "setup.py", "pyproject.toml", "README.md")
+COPIED = (
+    "csrc",
+    "fastdiff",
+    "kernels",
+    "tests",
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+)
 LIBRARIES = ("hypothesis", "mpmath", "torch", "torch._dynamo", "torch.testing", "triton.language")
 QUICKER = "-O1 -std=c++17 -fPIC"  # a fifth of the time, and the same bits
 
