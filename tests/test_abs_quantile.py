@@ -110,6 +110,20 @@ def test_bits_do_not_depend_on_isa_or_threads(kind):
         _C.set_isa(_C.isas()[-1])
 
 
+def test_the_next_value_is_that_of_whichever_thread_has_it():
+    """Half-way from 1 to the least of the others, which lies first or last in memory."""
+    pytest.importorskip("fastdiff._C", reason="the native extension was not built")
+    x = torch.cat([torch.linspace(2, 3, 40_000), torch.ones(40_000)])[None]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            for _ in range(4):  # threads end in any order
+                assert abs_quantile(x, 0.5).item() == abs_quantile(x.flip(1), 0.5).item() == 1.5
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_sample_of_two_to_the_24_and_one_more():
     """The limit of torch.quantile; an even place, then one between two elements."""
     x = torch.zeros(1, 2**24)
