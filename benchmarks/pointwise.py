@@ -1,8 +1,8 @@
 """Check, then time, one pointwise op against the same formula in eager PyTorch and torch.compile.
 
-On the CPU the calls are timed one by one.  There geglu has a kernel; of the other two fastdiff runs
-the reference, and the record says so under "backend".  On a CUDA device what is timed is a graph of
-20 calls, replayed and timed by the device, so that neither Python nor the launch counts; a "call"
+On the CPU the calls are timed one by one.  Which backend ran is in the record, under "backend": the
+reference where the native extension was not built.  On a CUDA device what is timed is a graph of 20
+calls, replayed and timed by the device, so that neither Python nor the launch counts; a "call"
 of the record is that replay, "repeats" is 20, and "bytes" are those of all 20.  Every contestant
 allocates its results.
 """

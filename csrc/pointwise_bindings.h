@@ -1,4 +1,4 @@
-// The Python face of the CPU kernels of the pointwise ops.
+// The Python face of the CPU kernels of geglu, add_layer_norm and bias_residual.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -55,6 +55,11 @@ def against_torch(run, shape, dtype, **spec):
     return case
 
 
+def close(y, expected):
+    """One rounding of the dtype apart, or a few of float32 where y is near 0."""
+    torch.testing.assert_close(y, expected, rtol=torch.finfo(y.dtype).eps, atol=1e-6)
+
+
 def assert_sound(found, dtype, ratio=0.0):
     """A limit that does not lean on PyTorch: half an eps for the rounding of y, and four float32
     roundings of v - mean, the mean being rounded relative to itself: `ratio` is |mean| / std."""
@@ -87,7 +92,7 @@ def test_shapes_and_dtypes(shape, dtype):
     assert total.is_contiguous()
     alone, same = add_layer_norm(x, None, weight, bias)
     assert same is x
-    assert torch.equal(alone, add_layer_norm_ref(x, None, weight, bias, EPS)[0])
+    close(alone, add_layer_norm_ref(x, None, weight, bias, EPS)[0])
 
 
 def test_parameters_in_float32_beside_a_half_precision_x():
@@ -149,16 +154,18 @@ def test_eps_must_not_be_negative():
 
 def test_backends_say_why_not():
     key = backends.Key("cpu", torch.float32)
-    assert backends.chosen("add_layer_norm", key) == "reference"
-    assert backends.why_not("add_layer_norm", "cpu", key) == "not written yet for this op"
+    native = "reference" if backends.why_no_native() else "cpu"
+    assert backends.chosen("add_layer_norm", key) == native
+    assert backends.chosen("add_layer_norm", backends.Key("cpu", torch.float64)) == "reference"
     on_gpu = backends.Key("cuda", torch.float32)
     if DEVICE == "cuda":
         assert backends.chosen("add_layer_norm", on_gpu) == "triton"
     else:
         why = backends.why_not("add_layer_norm", "triton", on_gpu)
         assert why.startswith("torch sees no CUDA device")
-    with fastdiff.use_backend("cpu"), pytest.raises(backends.BackendError, match="not written yet"):
-        add_layer_norm(X, X)
+    assert backends.why_not("add_layer_norm", "cuda", key) == "not written yet for this op"
+    with fastdiff.use_backend("reference"):
+        assert not add_layer_norm(X, X)[0].any()
 
 
 @pytest.mark.parametrize(
@@ -194,8 +201,8 @@ def test_the_derivative_is_that_of_the_reference(which):
         loss = (y.sin().sum() if which != "total" else 0) + (total.sum() if which != "y" else 0)
         gradients.append(torch.autograd.grad(loss, tensors, allow_unused=True))
     for ours, theirs, tensor in zip(*gradients, tensors, strict=True):
-        zero = torch.zeros_like(tensor)
-        assert torch.equal(*(zero if g is None else g for g in (ours, theirs)))
+        zero = torch.zeros_like(tensor)  # cos(y): y is the kernel's, or the reference's
+        torch.testing.assert_close(*(zero if g is None else g for g in (ours, theirs)))
 
 
 def test_compile_without_graph_breaks():

@@ -35,7 +35,8 @@ from fastdiff.ops.group_norm_checks import check_like_x, check_vector
 
 __all__ = ["add_layer_norm", "add_layer_norm_ref"]
 
-MAX_WIDTH = 8_192  # what a kernel holds on chip
+MAX_WIDTH = 8_192  # what a kernel holds on chip, or in the first-level cache
+DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 torch.library.define(
     "fastdiff::add_layer_norm",
@@ -92,6 +93,28 @@ def launch_reference(
         total.copy_(kept)
 
 
+def launch_cpu(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    out: Tensor,
+    total: Tensor | None,
+) -> None:
+    """csrc/add_layer_norm.cpp."""
+    if out.numel() == 0:
+        return
+    from fastdiff import _C
+
+    tensors = (x, residual, weight, bias, out, total)
+    addresses = [0 if t is None else t.data_ptr() for t in tensors]
+    dtypes = [0 if t is None else DTYPE_CODES[t.dtype] for t in (x, weight, bias)]
+    width = x.shape[-1]
+    rows = x.numel() // width
+    _C.add_layer_norm(addresses, dtypes, rows, width, eps, torch.get_num_threads())
+
+
 def check_arguments(
     x: Tensor,
     residual: Tensor | None,
@@ -138,5 +161,6 @@ implement("add_layer_norm", check_arguments, _run, _empty, add_layer_norm_ref)
 backends.register(
     "add_layer_norm",
     reference="fastdiff.ops.add_layer_norm:launch_reference",
+    cpu="fastdiff.ops.add_layer_norm:launch_cpu",
     triton="fastdiff.kernels.add_layer_norm:launch",
 )

@@ -20,6 +20,8 @@ Every backend has `launch(x, bias, residual, scale, out) -> None`, called on ten
 layout; bias contiguous.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,8 @@ from fastdiff.ops._pointwise import (
 from fastdiff.ops.group_norm_checks import channels_last, check_like_x, check_vector, dense
 
 __all__ = ["bias_residual", "bias_residual_ref"]
+
+DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 torch.library.define(
     "fastdiff::bias_residual",
@@ -76,6 +80,23 @@ def launch_reference(
     out.copy_(bias_residual_ref(x, bias, residual, scale))
 
 
+def launch_cpu(
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, scale: float, out: Tensor
+) -> None:
+    """csrc/bias_residual.cpp."""
+    if out.numel() == 0:
+        return
+    from fastdiff import _C
+
+    bias = None if bias is None else bias.float()
+    addresses = [0 if t is None else t.data_ptr() for t in (x, bias, residual, out)]
+    samples, channels, *spatial = x.shape
+    sizes = (samples, channels, math.prod(spatial))
+    code, each_sample = DTYPE_CODES[x.dtype], bias is not None and bias.dim() == 2
+    rest = (each_sample, channels_last(x), scale, torch.get_num_threads())
+    _C.bias_residual(addresses, code, sizes, *rest)
+
+
 def check_arguments(x: Tensor, bias: Tensor | None, residual: Tensor | None, scale: float) -> None:
     check_floating(x)
     if x.dim() < 2:
@@ -106,5 +127,6 @@ implement("bias_residual", check_arguments, _run, _empty, bias_residual_ref)
 backends.register(
     "bias_residual",
     reference="fastdiff.ops.bias_residual:launch_reference",
+    cpu="fastdiff.ops.bias_residual:launch_cpu",
     triton="fastdiff.kernels.bias_residual:launch",
 )
