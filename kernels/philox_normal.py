@@ -40,7 +40,8 @@ def _radius(word):
     above = (word.to(tl.float32) + 0.5).to(tl.int32, bitcast=True) - 0x3F3504F3
     k = above >> 23
     m = ((above & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True)
-    near_one = ((~word).to(tl.float32) + 0.5) * -2.3283064365386963e-10
+    inverted = word ^ tl.full(word.shape, 0xFFFFFFFF, tl.uint32)  # ~ fails in 3.6's interpreter
+    near_one = (inverted.to(tl.float32) + 0.5) * -2.3283064365386963e-10
     t = tl.where(k == 32, near_one, m - 1.0)
     q = 0.087347515 * t - 0.14307484
     q = q * t + 0.14917989
