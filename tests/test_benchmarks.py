@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import bench_affine_step, bench_scheduler_step, results, table
+from benchmarks import bench_affine_step, bench_modules, bench_scheduler_step, results, table
 from benchmarks.provenance import provenance
 from benchmarks.side_by_side import OURS, lap, measure, summary
 
@@ -162,6 +162,55 @@ def test_a_table_is_made_of_the_numbers():
     assert table.readme(report()).splitlines()[2:] == [
         "| DPM++ 2M | 1×4×64×64 | 120 | - | 10.0 | 12x |"
     ]
+
+
+def entry(benchmark, ours, theirs, target=None, **case):
+    times = {OURS: {"median": ours}, **{name: {"median": value} for name, value in theirs.items()}}
+    found = {"benchmark": benchmark, "case": case, "times": times}
+    return found if target is None else found | {"target": target}
+
+
+def test_the_table_of_ops_has_ratios_and_targets():
+    eager, where = table.EAGER, {"dtype": "float32", "layout": "channels last", "backend": "cpu"}
+    shape = {"shape": "1x320x64x64", **where, "threads": "2 threads"}
+    cases = [
+        entry("group_norm", 10.0, {eager: 13.0}, {eager: 1.3}, **shape),
+        entry("group_norm", 10.0, {eager: 12.9}, {eager: 1.3}, **shape),
+        entry("geglu", 10.0, {eager: 25.0}, where="256 rows", dtype="bfloat16", backend="cpu"),
+        entry("bias_residual", 1.0, {eager: 1.0}, **where | {"where": "a", "backend": "reference"}),
+        entry("upsample_conv", 1.0, {eager: 2.0}, **where | {"where": "a", "backend": "reference"}),
+    ]
+    assert table.ops({"cases": cases}).splitlines()[2:] == [
+        f"| group_norm | 1×320×64×64 | fp32 | channels last | {eager} | 2 | 1.3x | 1.3x: reached |",
+        f"| group_norm | 1×320×64×64 | fp32 | channels last | {eager} | 2 | 1.3x | 1.3x: missed |",
+        f"| geglu | 256 rows | bf16 | - | {eager} | 1 | 2.5x | - |",
+        f"| upsample_conv | a | fp32 | channels last | {eager} | 1 | 2.0x | - |",
+    ]
+
+
+def test_the_table_of_whole_networks():
+    peers = {"diffusers": 3e4, "diffusers, channels last": 1.5e4}
+    what = {"network": "a", "latent": "1x4x8x8", "dtype": "float32", "threads": "2 threads"}
+    found = table.modules({"cases": [entry("modules", 2e4, peers, **what)]})
+    assert found.splitlines()[2:] == [
+        "| a | 1×4×8×8 | fp32 | 2 | 30.0 | 15.0 | 20.0 | 1.5x | 0.75x |"
+    ]
+
+
+def test_what_the_results_lack_is_not_yet_measured():
+    for make in (table.ops, table.modules):
+        assert make(report()) == "Not yet measured."
+
+
+def test_an_accelerated_network_that_is_wrong_has_no_number():
+    small = bench_modules.NETWORKS[-1]
+    found = bench_modules.contestants(small.make(True))
+    given = bench_modules.inputs(small, 1, True)
+    with torch.no_grad():
+        bench_modules.check(found, given)
+        found[OURS].decoder.conv_out.weight.mul_(1 + 1e-4)
+        with pytest.raises(AssertionError, match="wrong by"):
+            bench_modules.check(found, given)
 
 
 def test_a_table_needs_its_markers():
