@@ -93,7 +93,7 @@ def test_values_that_are_not_finite():
 
 
 def test_networks_leave_it_to_pytorch():
-    """Whose convolution adds its bias, and whose residual is added in place: faster."""
+    """Whose convolution adds its bias, and whose residual is added in place (choice.CPU_LEAST)."""
     x = torch.empty(2, 320, 64, 64)
     assert not choice.has_kernel("bias_residual", x)
     with fastdiff.use_backend("cpu"):
