@@ -27,8 +27,8 @@ def accelerate(obj: T, *, strict: bool = False) -> T:
     Schedulers get a fused step.  In UNet2DConditionModel, UNet2DModel, AutoencoderKL and
     ControlNetModel, modules get a forward that takes fewer passes: norms with their SiLU, with the
     bias of a convolution and the time embedding; attention with heads in place; GEGLU; LayerNorm
-    with its residual; and the weights of convolutions are laid out channels_last.  Where there is
-    no kernel that is better than PyTorch's own operators, those run.
+    with its residual; upsampling with its convolution; and the weights of convolutions are laid out
+    channels_last.  Where no kernel is better than PyTorch's own operators, those run.
 
     What cannot be accelerated is left alone and listed by `report`.  strict=True raises ValueError
     for it (nothing is changed then), and later RuntimeError where a step or a module would have to

@@ -6,8 +6,8 @@
 
 Two passes of group_norm do both norms and SiLUs.  conv1 runs without its bias, which the second
 norm adds together with the time embedding: that sum of N x C numbers is made anew in each call, so
-that nothing has to follow weights that change.  Where bias_residual has a kernel, conv2 runs
-without its bias, too, and the last line is one pass.
+that nothing has to follow weights that change.  Where bias_residual has a kernel that pays, conv2
+runs without its bias, too, and the last line is one pass.
 """
 
 from __future__ import annotations
