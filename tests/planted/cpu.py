@@ -159,8 +159,8 @@ BUGS = {
         "int64_t p = parts / threads * t;",
     ),
     "group_norm: samples that do not divide among threads are left out": (
-        NORM, "group_norm.cpp", "n < g.samples * (t + 1) / outer",
-        "n < g.samples / outer * (t + 1)",
+        NORM, "group_norm.cpp", "g.samples * (t + 1) / threads, 1)",
+        "g.samples / threads * (t + 1), 1)",
     ),
     "group_norm: the last token of a block is not written": (
         NORM, "group_norm.cpp", "k < n; ++k) column", "k + 1 < n; ++k) column",
