@@ -51,13 +51,15 @@ def on_all_isas_and_threads(run, counts=(1, 2, 3, 7)):
         (2, 60, 33, 35),
         (3, 320, 8, 9),
         (5, 40, 7, 63),
+        (13, 24, 7, 63),
         (1, 1100, 63),
         (2, 40, 4097),
     ],
     ids=str,
 )
 def test_bits_do_not_depend_on_isa_or_threads(shape, dtype, layout):
-    """Above 65,536 elements and below, samples divisible among the threads and not."""
+    """Above 65,536 elements and below; samples one by one or side by side (there are at least four
+    a thread, or as many for each), divisible among the threads or not."""
     for spec in ({}, {"addend": "nc", "residual": True, "second": 13, "tokens": True}):
         case = make_case(shape=shape, dtype=dtype, layout=layout, mean=3.0, **spec)
 
@@ -70,11 +72,13 @@ def test_bits_do_not_depend_on_isa_or_threads(shape, dtype, layout):
             assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_rows_in_parts_of_every_size(layout):
-    """1 to 20 parts, the last one whole or not: the bits of any number of threads, and right."""
+def test_rows_in_parts_of_every_size(layout, mean):
+    """1 to 20 parts, the last one whole or not: the bits of any number of threads, and right, also
+    where the mean does not fit into float32."""
     for places in (1, 31, 32, 33, 255, 256, 257, 1023, 1025, 2048, 2049, 5000):
-        case = make_case(shape=(1, 24, places), groups=3, layout=layout, silu=False)
+        case = make_case(shape=(1, 24, places), groups=3, layout=layout, silu=False, mean=mean)
         first, *others = on_all_isas_and_threads(lambda case=case: group_norm(**case), (1, 3))
         assert all(torch.equal(first, other) for other in others)
         wide = {k: v.double() if torch.is_tensor(v) else v for k, v in case.items()}

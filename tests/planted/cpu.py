@@ -155,8 +155,8 @@ BUGS = {
         "begin + least(n, kBlock) <= end; begin += kBlock, v",
     ),
     "group_norm: parts that do not divide among threads are left out": (
-        NORM, "group_norm.cpp", "int64_t p = parts * t / threads;",
-        "int64_t p = parts / threads * t;",
+        NORM, "group_norm.cpp", "p < parts * (t + 1) / threads; ++p",
+        "p < parts / threads * (t + 1); ++p",
     ),
     "group_norm: samples that do not divide among threads are left out": (
         NORM, "group_norm.cpp", "g.samples * (t + 1) / threads, 1)",
