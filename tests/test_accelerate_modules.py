@@ -250,6 +250,23 @@ def test_other_upsamplers_are_diffusers_own(options, fast):
     assert choice.tally(ours).calls == {f"stock: {upsampling.why_left(ours)}": 1}
 
 
+@torch.no_grad()
+def test_a_convolution_that_is_patched_to_tile(fast):
+    """Pictures without seams are made by this patch of every convolution."""
+    block = drawn(Upsample2D(16, use_conv=True))
+
+    def around(conv, x, weight, bias):
+        x = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="circular")
+        return torch.nn.functional.conv2d(x, weight, bias)
+
+    ours, x = copy.deepcopy(block), torch.randn(2, 16, 6, 4)
+    swap(ours)
+    for one in (block, ours):
+        one.conv._conv_forward = around.__get__(one.conv)
+    assert torch.equal(ours(x), block(x))
+    assert choice.tally(ours).calls == {"stock: its convolution is hooked or replaced": 1}
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_an_upsampler_of_a_size_where_upsample_conv_is_faster(layout):
     """Without the fixture."""

@@ -213,6 +213,16 @@ def test_layout_follows_the_device_and_the_dtype():
     assert shape_of(network)[2] == shape_of(sd15())[2]
 
 
+def test_a_layer_that_was_replaced_keeps_its_weights():
+    """As a text-to-image U-Net becomes one for inpainting: other channels go in."""
+    network = fastdiff.accelerate(sd15())
+    network.conv_in = nn.Conv2d(9, 16, 3, padding=1)
+    before = network.conv_in.weight.clone()
+    fastdiff.restore(network)
+    assert torch.equal(network.conv_in.weight, before)
+    assert network.conv_in.weight.is_contiguous()
+
+
 def test_channels_stay_last_through_a_network():
     network, seen = fastdiff.accelerate(sdxl()), []
     for module in network.modules():

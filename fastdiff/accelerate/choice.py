@@ -42,13 +42,13 @@ class Tally:
     strict   raise where the fast path cannot be taken
     calls    how often it ran: "fused", "torch: <why PyTorch is better>", "stock: <why it must be>"
     paired   of a GroupNorm and of the SiLU after it: the norm applies the SiLU, too
-    strides  of a network: how its weights lay before they were laid out anew, by name
+    strides  of a network: (shape, strides) of its weights before they were laid out anew, by name
     """
 
     strict: bool = False
     calls: Counter[str] = field(default_factory=Counter)
     paired: bool = False
-    strides: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    strides: dict[str, tuple[torch.Size, tuple[int, ...]]] = field(default_factory=dict)
 
 
 def tally(module: nn.Module) -> Tally | None:
@@ -168,13 +168,15 @@ def why_no_kernel(op: str, device: str, dtype: torch.dtype) -> tuple[str, bool]:
 
 
 def untouched(module: Any) -> bool:
-    """Whether calling a module is calling its class's forward: no hook (offloading), no patch."""
+    """Whether calling a module is calling its class's forward: no hook (offloading), no patch of it
+    or of what it calls (`_conv_forward`, as for pictures that tile)."""
     return not (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+        or "_conv_forward" in module.__dict__
     )
 
 

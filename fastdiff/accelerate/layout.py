@@ -24,16 +24,18 @@ def lay_out(network: nn.Module) -> None:
         return
     for name, weight in _weights(network):
         if weight.device.type in DEVICES and weight.stride() != _last(weight):
-            mine.strides.setdefault(name, weight.stride())
+            if name not in mine.strides or mine.strides[name][0] != weight.shape:
+                mine.strides[name] = weight.shape, weight.stride()
             _lay(weight, _last(weight))
 
 
 def put_back(network: nn.Module) -> None:
-    """Give every weight the strides that it had, whatever has wrapped its module since."""
+    """Give every weight the strides that it had, whatever has wrapped its module since; one of
+    another shape came later, with a layer that was replaced, and stays as it is."""
     mine = choice.tally(network)
     for name, weight in _weights(network):
-        former = mine.strides.get(name) if mine else None
-        if former is not None and weight.stride() != former:
+        shape, former = mine.strides.get(name, (None, ())) if mine else (None, ())
+        if weight.shape == shape and weight.stride() != former:
             _lay(weight, former)
 
 
