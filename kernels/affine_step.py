@@ -22,6 +22,7 @@ from torch import Tensor
 from fastdiff.kernels.philox_normal import normal_block
 
 NUM_WARPS = 4
+OPTIONS = {"enable_fp_fusion": False, "ptx_version": 87}  # the same code from Triton 3.6 on
 
 
 @triton.jit
@@ -203,5 +204,5 @@ def launch(
             RING=ring,
             BLOCK=block,
             num_warps=NUM_WARPS,
-            enable_fp_fusion=False,
+            **OPTIONS,
         )

@@ -44,8 +44,7 @@ def test_affine_step(dtype, keeps, depth, ring, drawn):
         registers=168,  # three blocks of 128 threads fit the 65,536 of a multiprocessor
         widths=(32, 64, 128) if drawn else (32, 128),  # a seed has 64 bits
         num_warps=affine_step.NUM_WARPS,
-        enable_fp_fusion=False,
-        ptx_version=87,
+        **affine_step.OPTIONS,
     )
     operands, results = 4 + depth - drawn, 3 + keeps
     for code in codes:
