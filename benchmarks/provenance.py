@@ -1,6 +1,7 @@
 """What a number depends on besides the code: machine, instruction set, versions, commit, load."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -10,6 +11,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 THREADS = 1
+# What is measured, and what measures; results and pages are made of it.
+CODE = ("fastdiff", "kernels", "csrc", "benchmarks")
+SUFFIXES = (".py", ".json", ".h", ".cpp", ".cu", ".cuh")
+BUT_RESULTS = (".", ":!benchmarks/results", ":!docs", ":!*.md")
 
 
 def provenance() -> dict[str, Any]:
@@ -45,6 +50,7 @@ def provenance() -> dict[str, Any]:
         "diffusers": version("diffusers"),
         "fastdiff": fastdiff.__version__,
         "commit": commit(),
+        "sources": sources(),
     }
 
 
@@ -83,10 +89,29 @@ def _tidy(line: str) -> str:
 
 
 def commit() -> str:
-    """The commit that was measured, with -dirty if tracked files differ from it; in a copy without
-    git what FASTDIFF_COMMIT says."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    """The last commit that changed more than results and pages, with -dirty if tracked files
+    differ from it; in a copy without git what FASTDIFF_COMMIT says."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        found = git("log", "-1", "--format=%h", "--abbrev=12", "--", *BUT_RESULTS).strip()
+        changed = git("diff", "--name-only", "HEAD", "--", *BUT_RESULTS).strip()
     except (OSError, subprocess.CalledProcessError):
+        found, changed = "", ""
+    if not found:
         return os.environ.get("FASTDIFF_COMMIT", "unknown")
+    return f"{found}-dirty" if changed else found
+
+
+def git(*args: str) -> str:
+    command = ["git", "-C", str(ROOT), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def sources() -> str:
+    """A hash of the code, which says what -dirty does not, and needs no git."""
+    found = hashlib.sha256()
+    for folder in CODE:
+        for path in sorted((ROOT / folder).rglob("*")):
+            inside = path.relative_to(ROOT)
+            if path.suffix in SUFFIXES and inside.parts[:2] != ("benchmarks", "results"):
+                found.update(f"{inside.as_posix()}\n".encode() + path.read_bytes())
+    return found.hexdigest()[:12]

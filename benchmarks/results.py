@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +81,19 @@ def newest(kind: str) -> Path:
 
 
 def newest_campaign() -> Path | None:
-    """The newest committed result of a GPU, GPU-DATE.json, or None if there is none."""
-    found = [path for path in RESULTS.glob("*-????-??-??.json") if path.name[:4] != "cpu-"]
-    return max(found, key=lambda path: (path.stem[-10:], path.stem), default=None)
+    """The newest committed result of a GPU, or None if there is none."""
+    found = [(date, path) for path in RESULTS.glob("*.json") if (date := dated(path))]
+    return max((each for each in found if each[0].name != "cpu"), default=(None, None))[1]
+
+
+class Dated(NamedTuple):
+    """What the name of a file says: GPU-DATE.json, or GPU-DATE-NUMBER.json from the second on."""
+
+    date: str
+    number: int
+    name: str
+
+
+def dated(path: Path) -> Dated | None:
+    found = re.fullmatch(r"(.+)-(\d{4}-\d\d-\d\d)(?:-(\d+))?", path.stem)
+    return Dated(found[2], int(found[3] or 1), found[1]) if found else None

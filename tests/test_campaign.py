@@ -12,7 +12,17 @@ import torch
 
 from benchmarks import results, table
 from benchmarks.campaign import __main__ as command
-from benchmarks.campaign import ceilings, checks, norms, pages, record, sanitizer, show, targets
+from benchmarks.campaign import (
+    ceilings,
+    checks,
+    files,
+    norms,
+    pages,
+    record,
+    sanitizer,
+    show,
+    targets,
+)
 from benchmarks.campaign.stages import stages
 from benchmarks.campaign.task import Task
 from benchmarks.results import COMPILED
@@ -51,7 +61,8 @@ def test_dry_run(tmp_path, capsys, monkeypatch):
     text = path.with_suffix(".txt").read_text()
     assert text.startswith("DRY RUN: tiny sizes, no numbers")
     assert "geglu" in text
-    assert done.stdout.rstrip().endswith(f"written: {path}, {path.with_suffix('.txt')}")
+    assert f"written: {path}, {path.with_suffix('.txt')}" in done.stdout
+    assert done.stdout.rstrip().endswith("\n".join(show.target_lines(report)).rstrip())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a dry run sets it; put back afterwards
     assert command.main(["--dry-run", "--no-compile", "--out", str(path)]) == 0
     assert capsys.readouterr().out.count("finished before") == len(stages())
@@ -237,7 +248,7 @@ def test_pages_of_a_gpu(monkeypatch, tmp_path):
     found = results.newest_campaign()
     assert found is not None
     assert found.name == "nvidia-h200-2026-11-21.json"
-    assert record.default_path(FACTS).name == found.name
+    assert files.fresh(FACTS).name == "nvidia-h200-2026-11-21-2.json"
     line = "| geglu | sdxl 64×64 | triton | 5.00 | 10.0 | compile | 2.00x | 40 % copy |"
     assert line in pages.ops(report).splitlines()
     line = "| sd15 | 2 | bfloat16 | fastdiff | 8.00 | 20 % | 3.00 | 2.00 |"

@@ -4,6 +4,7 @@
     stages      what stages there are
     runner      a stage in a process of its own: budget, crashes, what is left for the next time
     task        what a stage is given: the time left, what is done already, where its rows go
+    files       which results file is begun or continued
     record      the results file: read, written after every row, never half
     targets     what was hoped for, and whether it was reached
     show        the file as a table

@@ -1,8 +1,9 @@
 """Measure everything on one GPU, in stages that can be cut off and resumed.
 
 After every row the results file is whole, and beside it lies the same as text.  Run again, the
-command goes on where it was cut off; a stage that is finished is left out.  What one stage loses,
-a missing package or a kernel that takes the process with it, the others do not.
+command goes on where it was cut off, in the newest file of the same GPU, versions and commit; a
+stage that is finished is left out, unless --full or torch.compile, left out then, adds to it.  What
+one stage loses, a missing package or a kernel that takes the process with it, the others do not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.campaign import record, runner, show
+from benchmarks.campaign import files, record, runner, show
 from benchmarks.campaign.checks import red
 from benchmarks.campaign.stages import stages
 from benchmarks.results import RESULTS
@@ -34,19 +35,21 @@ def main(argv: list[str] | None = None) -> int:
         print("torch sees no CUDA device; python -m benchmarks.campaign --dry-run tries the path")
         return 2
     with tempfile.TemporaryDirectory() as folder:
-        path = options.out or (
-            Path(folder) / "dry-run.json" if options.dry_run else record.default_path(facts)
-        )
+        path, words = options.out or Path(folder) / "dry-run.json", ""
+        if not options.out and not options.dry_run:
+            each = {name: asked(options, name) for name in stages()}
+            path, words = files.choose(facts, each, options.again)
+            print(words, flush=True)
         try:
             report = record.resumed(path, facts, options.dry_run)
         except ValueError as error:
             print(error)
             return 2
         run(report, path, options, device)
-        print("\n" + "\n".join([*show.head(report), "", *show.summary(report)]))
         if options.out or not options.dry_run:
             print(f"\nwritten: {path}, {path.with_suffix('.txt')}")
-    return status(report, chosen(options.stage))
+        print("\n" + "\n".join([*show.head(report), "", *show.summary(report)]))
+    return status(report, {name: asked(options, name) for name in chosen(options.stage)})
 
 
 def run(report: record.Report, path: Path, options: argparse.Namespace, device: str) -> None:
@@ -55,8 +58,8 @@ def run(report: record.Report, path: Path, options: argparse.Namespace, device: 
     flags: dict[str, Any] = {"dry": options.dry_run, "full": options.full, "device": device}
     flags["compiles"] = not options.no_compile
     for name in chosen(options.stage):
-        there = record.stage_of(report, name)
-        if there["status"] == "finished" and not options.again:
+        there, wanted = record.stage_of(report, name), asked(options, name)
+        if record.covers(there, wanted) and not options.again:
             print(f"{name}: finished before", flush=True)
             continue
         minutes = min(options.minutes, (end - time.monotonic()) / 60)
@@ -64,15 +67,21 @@ def run(report: record.Report, path: Path, options: argparse.Namespace, device: 
             print(f"{name}: no time left", flush=True)
             break
         print(f"{name}: {stages()[name].about}", flush=True)
-        stage = runner.Open(report, name, path, options.again)
-        asked = runner.Options(minutes=minutes, **flags)
+        stage = runner.Open(report, name, path, options.again, wanted)
+        order = runner.Options(minutes=minutes, **flags)
         context = {"red": red(report)}
         if options.dry_run:  # a process for each stage would take most of the time
-            runner.here(stage, stages()[name].work, asked, context)
+            runner.here(stage, stages()[name].work, order, context)
         else:
-            runner.apart(stage, name, asked, context, shards=stages()[name].shards)
+            runner.apart(stage, name, order, context, shards=stages()[name].shards)
         print("\n".join(show.stage_lines(report, name)), flush=True)
         record.write(path.with_suffix(".txt"), show.text(report))
+
+
+def asked(options: argparse.Namespace, name: str) -> dict[str, bool]:
+    """What of that which makes a difference to a stage is asked for."""
+    everything = {"full": options.full, "compiles": not options.no_compile}
+    return {key: everything[key] for key in stages()[name].depends}
 
 
 def chosen(patterns: list[str]) -> list[str]:
@@ -81,12 +90,11 @@ def chosen(patterns: list[str]) -> list[str]:
     return [n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns)] if patterns else names
 
 
-def status(report: record.Report, names: list[str]) -> int:
+def status(report: record.Report, wanted: files.Asked) -> int:
     """1 if a row is red or a stage did not come to its end."""
-    found = [record.stage_of(report, name) for name in names]
+    found = [record.stage_of(report, name) for name in wanted]
     failed = [row for stage in found for row in stage["rows"] if row["status"] == "failed"]
-    unfinished = [stage for stage in found if stage["status"] != "finished"]
-    return 1 if failed or unfinished else 0
+    return 1 if failed or files.unfinished(report, wanted) else 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -105,7 +113,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--again", action="store_true", help="finished stages, too, from their beginning")
     add("--no-compile", action="store_true", help="leave torch.compile out")
     add("--dry-run", action="store_true", help="the whole path at tiny sizes on the CPU")
-    add("--out", type=Path, metavar="FILE", help="default: benchmarks/results/GPU-DATE.json")
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="default: an unfinished GPU-DATE.json, or a new one",
+    )
     options = parser.parse_args(argv)
     if unknown := [p for p in options.stage if not chosen([p])]:
         parser.error(f"--stage must name some of {', '.join(stages())}; got {', '.join(unknown)}")

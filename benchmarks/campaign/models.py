@@ -56,7 +56,8 @@ def one_size(task: Task, name: str, model: Model, dtype: str) -> None:
     for who in wanted:
         what = {"benchmark": "model", "case": {**case, "contestant": who}}
         if who == COMPILED and (task.dry or not task.compiles):
-            task.skip(names[who], "torch.compile was left out", **what)
+            without = {} if task.compiles else {"left out": COMPILED}
+            task.skip(names[who], "torch.compile was left out", **what, **without)
         else:
             task.measure(names[who], functools.partial(bench.measure, who), **what)
 

@@ -2,9 +2,11 @@
 
     {"schema": 2, "dry_run": .., "provenance": {..}, "stages": {name: {
         "status": "finished" | "cut short" | "not run", "why": .., "commit": .., "started": ..,
-        "seconds": .., "rows": [..]}}}
+        "asked": {"full": .., "compiles": ..}, "seconds": .., "rows": [..]}}}
 
-A stage that was cut short keeps its rows and goes on from them.  Rows have a status:
+A stage that was cut short keeps its rows and goes on from them; so does one that is finished, where
+more is asked for than was asked for then (`covers`).  A row with "left out" was made without that
+peer, and is made anew by a run that has it.  Rows have a status:
 
     measured    with times, in microseconds
     passed      a check without a time
@@ -19,12 +21,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import RESULTS
-
 SCHEMA = 2
 STATUSES = ("measured", "passed", "failed", "skipped")
 STAGE_STATUSES = ("finished", "cut short", "not run")
-SAME = ("gpus", "torch", "triton")  # what the stages of one file must share
+# What the stages of one file must share: the device, the versions, the code.
+SAME = ("gpus", "driver", "python", "torch", "cuda", "cudnn", "triton", "diffusers")
+SAME += ("commit", "sources")
 
 Report = dict[str, Any]
 Row = dict[str, Any]
@@ -32,13 +34,6 @@ Row = dict[str, Any]
 
 def new(provenance: dict[str, Any], dry_run: bool) -> Report:
     return {"schema": SCHEMA, "dry_run": dry_run, "provenance": provenance, "stages": {}}
-
-
-def default_path(provenance: dict[str, Any]) -> Path:
-    """benchmarks/results/nvidia-h200-2026-11-21.json"""
-    gpus = provenance["gpus"] or ["no gpu"]
-    name = "-".join(gpus[0].lower().split())
-    return RESULTS / f"{name}-{provenance['date'][:10]}.json"
 
 
 def check_row(row: Row) -> None:
@@ -113,13 +108,31 @@ def resumed(path: Path, provenance: dict[str, Any], dry_run: bool) -> Report:
     if not path.exists():
         return new(provenance, dry_run)
     report = load(path)
-    there = report["provenance"]
-    differ = [k for k in SAME if there.get(k) != provenance.get(k)]
-    if report["dry_run"] != dry_run or differ:
-        words = [f"{k} {there.get(k)!r}, here {provenance.get(k)!r}" for k in differ]
-        words += [f"dry_run {report['dry_run']}, here {dry_run}"] * (report["dry_run"] != dry_run)
-        raise ValueError(f"{path} is of another run ({'; '.join(words)}): choose another --out")
+    if words := differences(report, provenance, dry_run):
+        raise ValueError(f"{path} is of another run ({words}): choose another --out")
     return report
+
+
+def differences(report: Report, provenance: dict[str, Any], dry_run: bool) -> str:
+    """Why a report cannot be continued here, in words; "" if it can.  Of a dry run, which has no
+    numbers, nothing but that must agree."""
+    if report["dry_run"] != dry_run:
+        return f"dry_run {report['dry_run']}, here {dry_run}"
+    there, keys = report["provenance"], () if dry_run else SAME
+    differ = [k for k in keys if there.get(k) != provenance.get(k)]
+    return "; ".join(f"{k} {there.get(k)!r}, here {provenance.get(k)!r}" for k in differ)
+
+
+def covers(stage: dict[str, Any], asked: dict[str, bool]) -> bool:
+    """Whether a stage has come to its end, and left nothing out that is asked for now."""
+    had = stage.get("asked", {})
+    wanted = [key for key, value in asked.items() if value]
+    return bool(stage["status"] == "finished" and all(had.get(key) for key in wanted))
+
+
+def stale(row: Row, asked: dict[str, bool]) -> bool:
+    """Whether a row was made without something that is there now."""
+    return bool(row.get("left out") and asked.get("compiles"))
 
 
 def stage_of(report: Report, name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.campaign.record import STAGE_STATUSES, Report, Row, save, stage_of
+from benchmarks.campaign.record import STAGE_STATUSES, Report, Row, save, stage_of, stale
 from benchmarks.campaign.task import DeviceLost, OutOfTime, Task, words_of
 from benchmarks.provenance import ROOT, commit
 
@@ -44,30 +44,48 @@ Work = Callable[[Task], None]
 
 
 class Open:
-    """A stage being written: rows go into the report and onto the disk."""
+    """A stage being written: rows go into the report and onto the disk.  `asked`: what of "full"
+    and "compiles" the stage is run with; a row without a peer that is asked for now is made anew,
+    and stays until then."""
 
-    def __init__(self, report: Report, name: str, path: Path, again: bool = False):
+    def __init__(
+        self,
+        report: Report,
+        name: str,
+        path: Path,
+        again: bool = False,
+        asked: dict[str, bool] | None = None,
+    ):
+        asked = asked or {}
         self.report, self.path, self.lock = report, path, threading.RLock()
         before = stage_of(report, name)
         self.rows: list[Row] = [] if again else before["rows"]
+        self.stale = {row["id"] for row in self.rows if stale(row, asked)}
         self.spent = 0.0 if again else before.get("seconds", 0.0)
         self.started = time.monotonic()
         self.stage: dict[str, Any] = {"status": "cut short", "why": "the run was cut off"}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self.stage |= {"commit": commit(), "started": now, "seconds": 0.0, "rows": self.rows}
+        self.stage |= {"commit": commit(), "started": now, "asked": asked, "seconds": 0.0}
+        self.stage["rows"] = self.rows
         report["stages"][name] = self.stage
         self.save()
 
     def done(self) -> frozenset[str]:
         with self.lock:
-            return frozenset(row["id"] for row in self.rows)
+            return frozenset(row["id"] for row in self.rows) - self.stale
 
     def add(self, row: Row) -> None:
         """Unless it is there already, as a row is that all shards make."""
         with self.lock:
-            if row["id"] not in self.done():
+            if row["id"] in self.done():
+                return
+            kept = [i for i, old in enumerate(self.rows) if old["id"] == row["id"]]
+            if kept:
+                self.rows[kept[0]] = row
+                self.stale.discard(row["id"])
+            else:
                 self.rows.append(row)
-                self.save()
+            self.save()
 
     def end(self, status: str, why: str = "") -> None:
         self.stage["status"] = status

@@ -21,6 +21,7 @@ class Stage(NamedTuple):
     about: str
     work: Work
     shards: int = 1  # processes at a time; more than one only where nothing is timed
+    depends: tuple[str, ...] = ()  # on which of "full" and "compiles" its rows do
 
 
 def later(module: str, function: str, *args: object) -> Work:
@@ -33,6 +34,8 @@ def later(module: str, function: str, *args: object) -> Work:
 
 
 SHARDS = 6
+PEER = ("compiles",)
+MODEL = ("full", "compiles")
 
 FIRST = {
     "device": Stage("device, driver, versions, clocks", later("device", "run")),
@@ -47,16 +50,20 @@ FIRST = {
     ),
 }
 LAST = {
-    "group_norm_sets": Stage("all GroupNorms of a model in one graph", later("norms", "run")),
+    "group_norm_sets": Stage(
+        "all GroupNorms of a model in one graph", later("norms", "run"), depends=PEER
+    ),
     "step_in_a_graph": Stage(
         "affine_step in a graph, against diffusers' step", later("step", "run")
     ),
     "tests": Stage(
         "the tests of the kernels, where they find the device", later("checks", "tests"), SHARDS
     ),
-    "model_sd15": Stage("one U-Net step at 512x512", later("models", "run", "sd15")),
-    "model_vae": Stage("decoding 1024x1024", later("models", "run", "vae")),
-    "model_sdxl": Stage("one U-Net step at 1024x1024", later("models", "run", "sdxl")),
+    "model_sd15": Stage("one U-Net step at 512x512", later("models", "run", "sd15"), depends=MODEL),
+    "model_vae": Stage("decoding 1024x1024", later("models", "run", "vae"), depends=MODEL),
+    "model_sdxl": Stage(
+        "one U-Net step at 1024x1024", later("models", "run", "sdxl"), depends=MODEL
+    ),
 }
 
 
@@ -68,4 +75,5 @@ def stages() -> dict[str, Stage]:
     # GroupNorm is what a model spends most on, and most is hoped for there
     names.sort(key=lambda name: (name != "group_norm", name))
     about = "each shape of SD1.5, SDXL and the VAE against its peers"
-    return {**FIRST, **{n: Stage(about, later("bench", "run", n)) for n in names}, **LAST}
+    made = {n: Stage(about, later("bench", "run", n), depends=PEER) for n in names}
+    return {**FIRST, **made, **LAST}

@@ -19,6 +19,7 @@ import pytest
 from benchmarks.campaign.record import Row
 from benchmarks.campaign.task import WORDS, DeviceLost, OutOfTime, Task
 from benchmarks.provenance import ROOT
+from benchmarks.results import COMPILED
 
 DRY_ROUNDS = 2
 DTYPES = ("float32", "float16", "bfloat16")
@@ -31,6 +32,7 @@ class Recorder:
 
     def __init__(self, task: Task):
         self.task, self.extra_info, self.group = task, dict[str, Any](), None
+        self.dry = task.dry
 
     def pedantic(self, target: Callable[[], object], rounds: int = 1, **_: object) -> None:
         most = min(rounds, DRY_ROUNDS) if self.task.dry else rounds
@@ -92,7 +94,7 @@ class Plugin:
         report: Any = yield
         if self.stopped:
             return report
-        row = {"id": item.nodeid, **self.what(item)}
+        row = {"id": item.nodeid, **self.what(item), **left_out(item, self.task)}
         extra = dict(self.recorder.extra_info) if self.recorder else {}
         row |= {"case": extra["case"]} if "case" in extra else {}
         try:
@@ -146,6 +148,12 @@ def run(
     if status not in (0, 1, 5) and not plugin.seen:
         raise RuntimeError(f"pytest ended with {status}: {last_words(said.getvalue())}")
     return plugin.seen
+
+
+def left_out(item: Any, task: Task) -> Row:
+    """A row that would have torch.compile, which this run leaves out, says so."""
+    without = not task.compiles and "compiles" in getattr(item, "fixturenames", ())
+    return {"left out": COMPILED} if without else {}
 
 
 def repeats(item: pytest.Item, task: Task) -> Row:
