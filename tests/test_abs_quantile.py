@@ -194,10 +194,18 @@ def test_inside_pytorch():
 
 X, ROW = torch.ones(2, 3), torch.zeros(1, 1, 12)
 WRONG = {
-    "integers": ((X.int(), 0.5), "x must be of a floating dtype, got torch.int32"),
+    "integers": (
+        (X.int(), 0.5),
+        "x must be of a floating dtype of 16 bits or more, got torch.int32",
+    ),
     "a number": ((torch.tensor(1.0), 0.5), r"x must be \(B, ..\) .*got \(\). Try x\[None\]"),
     "nothing": ((torch.ones(2, 0), 0.5), r"1 to 2\^24 elements a sample; got \(2, 0\)"),
     "a percentage": ((X, 99.5), r"p must be from 0 to 1, got 99.5. A percentage is p / 100"),
+    "float8": ((X.to(torch.float8_e4m3fn), 0.5), "x must be of a floating .*got torch.float8_e4m3"),
+    "p as a tensor": ((X, torch.tensor(1)), r"p must be a number, got tensor\(1\). Try p.item\(\)"),
+    "no p": ((X, None), "p must be a number, such as 1.0; got None"),
+    "no maximum": ((X, 0.5, None, ROW), "maximum must be a number, .*got None"),
+    "rows as a list": ((X, 0.5, 1.0, [0.0]), r"row must be a tensor, got \[0.0\]"),
     "NaN": ((X, NAN), "p must be from 0 to 1, got nan"),
     "a negative maximum": ((X, 0.5, -1.0, ROW), "maximum must be above 0"),
     "rows of two steps": ((X, 0.5, 1.0, ROW.expand(2, 1, 12)), r"row must be \(1, 1 or 2, K\)"),

@@ -5,6 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastdiff import backends
 from fastdiff.ops.affine_step import affine_step, affine_step_out, affine_step_ref, row_size
 from tests.affine_step_cases import make_operands, make_rows
 
@@ -220,7 +221,7 @@ WRONG = {
     ),
     "integer noise": (
         {"noise": torch.zeros(2, 3, 4, dtype=torch.int64)},
-        r"noise must be of a floating dtype, got torch.int64. Try noise.float\(\)",
+        r"noise must be of a floating dtype .* got torch.int64. Try noise.float\(\)",
     ),
     "a row too short": (
         {"rows": torch.zeros(1, 1, row_size(2, 1))},
@@ -238,6 +239,24 @@ WRONG = {
         {"step": torch.tensor(0)},
         r"step must be a 0-d int32 tensor .* got \(\) torch.int64",
     ),
+    "a step that is a number": ({"step": 0}, "step must be a 0-d int32 tensor, got 0. Try torch.t"),
+    "half a step": ({"noise_step": 1.5}, "noise_step must be an integer, such as 1; got 1.5"),
+    "half a vector": ({"keeps": 1.5}, "keeps must be an integer, such as 1; got 1.5"),
+    "fewer than no vectors": ({"keeps": -1}, "keeps must be at least 0, got -1"),
+    "a list": ({"cond": [0.0]}, r"cond must be a tensor, got \[0.0\]"),
+    "8 bits": (
+        {"uncond": torch.zeros(2, 3, 4).to(torch.float8_e4m3fn)},
+        r"uncond must be .* 16 bits or more, got torch.float8_e4m3fn. Try uncond.float\(\)",
+    ),
+    "integers as results": (
+        {"out_dtype": torch.int32},
+        "out_dtype must be a floating dtype of 16 bits or more, got torch.int32. Try torch.float32",
+    ),
+    "8 bits as results": (
+        {"x0_dtype": torch.float8_e4m3fn},
+        "x0_dtype must be a floating dtype .* got torch.float8_e4m3fn",
+    ),
+    "a dtype as text": ({"x0_dtype": "float32"}, "x0_dtype must be a floating .* got 'float32'"),
     "too many history tensors": (
         {"history": [torch.zeros(2, 3, 4)] * 26},
         "at most 64 columns, for at most 25 kept vectors and history tensors",
@@ -252,6 +271,46 @@ def test_errors_name_the_argument_and_what_would_do(wrong):
     values = case() | changes
     values["rows"] = changes.get("rows", torch.ones(1, 1, row_size(2, len(values["history"]))))
     with pytest.raises((ValueError, TypeError), match=message):
+        affine_step(**values)
+
+
+@pytest.mark.parametrize("name", ["out_dtype", "x0_dtype"])
+def test_float64_results_are_those_of_the_reference(name):
+    """Of the same float32 sums; no kernel writes them."""
+    values = case() | {name: torch.float64}
+    for given in (values, values | {"x": values["x"].clone().requires_grad_()}):
+        x_next, *others = flat(affine_step(**given))
+        expected = flat(affine_step(**case()))
+        assert x_next.dtype == (torch.float64 if name == "out_dtype" else torch.float32)
+        assert all(t.dtype == torch.float64 for t in others)
+        for got, same in zip([x_next, *others], expected, strict=True):
+            assert torch.equal(got.float(), same)
+    if backends.why_no_native() is None:
+        with backends.use_backend("cpu"), pytest.raises(backends.BackendError, match="float64"):
+            affine_step(**values)
+
+
+@pytest.mark.parametrize("name", ["x_next", "x0", "model_input", "kept"])
+def test_what_dtypes_can_be_written_to(name):
+    x, values = torch.zeros(2, 3, 4), case()
+    for dtype, refused in ((torch.float64, False), (torch.int64, True), (torch.float8_e5m2, True)):
+        one = torch.zeros_like(x, dtype=dtype)
+        out = {"x_next": x, name: [one, one.clone()] if name == "kept" else one}
+        if refused:
+            with pytest.raises(TypeError, match=rf"{name}.* must be .* 16 bits .*got {dtype}"):
+                affine_step_out(**values, **out)
+        else:
+            affine_step_out(**values, **out)
+            assert one.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("at", [-1, 1])
+def test_a_step_outside_the_table(at, dtype):
+    """float64: by the reference."""
+    values = case(dtype) | {"step": torch.tensor(at, dtype=torch.int32)}
+    values["rows"] = values["rows"][:1].contiguous()
+    with pytest.raises(IndexError, match=rf"step is .*{at}\b.*, but rows has 1 rows"):
         affine_step(**values)
 
 

@@ -86,6 +86,9 @@ def test_masks_that_fit(shape):
     torch.testing.assert_close(attention(q, k, v, mask=mask), sdpa(q, k, v, mask))
 
 
+EIGHT = torch.zeros(2, 3, 2, 8).to(torch.float8_e4m3fn)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -94,6 +97,11 @@ def test_masks_that_fit(shape):
         ({"mask": torch.zeros(3, 4).bool()}, ValueError, r"mask must be .*got \(3, 4\)"),
         ({"mask": torch.zeros(2, 2, 4, 5).bool()}, ValueError, r"mask .*got \(2, 2, 4, 5\)"),
         ({"mask": torch.zeros(3, 5).half()}, TypeError, r"mask must be bool.*Try mask\.to\(q\)"),
+        (
+            dict.fromkeys("qkv", EIGHT),
+            TypeError,
+            r"q must be .* 16 bits or more, got torch\.float8",
+        ),
         ({"mask": torch.zeros(3, 5).int()}, TypeError, r"mask must be bool .*got torch\.int32"),
     ],
 )
@@ -104,6 +112,16 @@ def test_errors_name_the_argument_and_what_would_do(change, error, words):
     args.setdefault("mask", None)
     with pytest.raises(error, match=words):
         OP(**args, scale=1.0)
+
+
+def test_what_is_no_tensor_and_no_number():
+    q = torch.zeros(2, 3, 2, 8)
+    with pytest.raises(TypeError, match=r"k must be a tensor, got \[1\]"):
+        attention(q, [1], q)
+    with pytest.raises(TypeError, match=r"mask must be a tensor, got \[True\]"):
+        attention(q, q, q, mask=[True])
+    with pytest.raises(TypeError, match=r"scale must be a number, such as 1\.0; got '1'"):
+        attention(q, q, q, scale="1")
 
 
 def test_backends_say_why_not():

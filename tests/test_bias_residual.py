@@ -123,6 +123,11 @@ X = torch.zeros(2, 3, 4)
 WRONG = [
     ((torch.zeros(3),), ValueError, r"x must be \(N, C, \*spatial\), got \(3,\)\. Try x\[None\]"),
     ((torch.zeros(2, 3, dtype=torch.int8),), TypeError, r"x .* got torch\.int8\. Try x\.float"),
+    (
+        (X.to(torch.float8_e4m3fn),),
+        TypeError,
+        r"x must be .* 16 bits or more, got torch\.float8_e4",
+    ),
     ((X, torch.zeros(4)), ValueError, r"bias must be \(3,\) or \(2, 3\) .* got \(4,\).*bias\.flat"),
     ((X, torch.zeros(1, 3)), ValueError, r"bias must be \(3,\) or \(2, 3\) .* got \(1, 3\)"),
     ((X, torch.zeros(3).half()), TypeError, r"bias must be float32 or .* got torch\.float16"),
@@ -138,6 +143,14 @@ def test_errors_name_the_argument_and_what_would_do(args, error, words):
     padded = (*args, *[None] * (3 - len(args)), 1.0)
     with pytest.raises(error, match=words):
         OP(*padded)
+
+
+@pytest.mark.parametrize("scale", [None, "2", torch.ones(2)], ids=str)
+def test_what_is_no_number_and_no_tensor(scale):
+    with pytest.raises(TypeError, match=r"bias must be a tensor, got \[0\.0\]"):
+        bias_residual(X, [0.0])
+    with pytest.raises(TypeError, match=r"scale must be a number, such as 1\.0; got"):
+        bias_residual(X, scale=scale)
 
 
 def test_backends_say_why_not():

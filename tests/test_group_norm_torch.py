@@ -220,7 +220,11 @@ WRONG = {
     ),
     "an integer x": (
         {"x": X.int()},
-        r"x must be of a floating dtype, got torch.int32. Try x.float\(\)",
+        r"x must be of a floating dtype of 16 bits or more, got torch.int32. Try x.float\(\)",
+    ),
+    "an x of 8 bits": (
+        {"x": X.to(torch.float8_e5m2)},
+        r"x must be of a floating dtype of 16 bits or more, got torch.float8_e5m2. Try x.float\(\)",
     ),
     "no places": (
         {"x": torch.zeros(2, 8, 0)},
@@ -278,7 +282,7 @@ WRONG = {
     ),
     "an integer addend": (
         {"addend": torch.ones(8, dtype=torch.int64)},
-        r"addend must be of a floating dtype, got torch.int64. Try addend.float\(\)",
+        r"addend must be of a floating dtype .* got torch.int64. Try addend.float\(\)",
     ),
 }
 
@@ -293,6 +297,27 @@ def test_errors_name_the_argument_and_what_would_do(wrong):
     with pytest.raises(kind, match=message):  # whoever calls the op itself is checked, too
         OP.default(*positional({"eps": 1e-5, "silu": False, "tokens": False} | case))
     with pytest.raises(kind, match=message):
+        group_norm_out(**case, out=torch.empty_like(X))
+
+
+OTHER_KINDS = {
+    "half a group": ({"groups": 2.0}, "groups must be an integer, such as 1; got 2.0"),
+    "no eps": ({"eps": None}, "eps must be a number, such as 1.0; got None"),
+    "an eps as text": ({"eps": "1e-5"}, "eps must be a number, such as 1.0; got '1e-5'"),
+    "a list": ({"x": [0.0]}, r"x must be a tensor, got \[0.0\]. Try torch.as_tensor\(x\)"),
+    "a second list": ({"x2": [0.0]}, "x2 must be a tensor"),
+    "a number as weight": ({"weight": 1.0}, "weight must be a tensor, got 1.0"),
+    "a number as residual": ({"residual": 0.0}, "residual must be a tensor, got 0.0"),
+}
+
+
+@pytest.mark.parametrize("wrong", OTHER_KINDS)
+def test_what_is_of_another_kind(wrong):
+    changes, message = OTHER_KINDS[wrong]
+    case = {"x": X, "groups": 2} | changes
+    with pytest.raises(TypeError, match=message):
+        group_norm(**case)
+    with pytest.raises(TypeError, match=message):
         group_norm_out(**case, out=torch.empty_like(X))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdiff import backends
 from fastdiff.ops import _pointwise
+from fastdiff.ops._arguments import check_floating, check_number, check_tensor
 
 LAYOUT = "(B, N, H, D): batch, place, head, width"
 ALIGNMENT = 16  # bytes
@@ -28,7 +29,10 @@ def sdpa(
 
 
 def default_scale(q: Tensor, scale: float | None) -> float:
-    return float(max(1, q.shape[-1]) ** -0.5 if scale is None else scale)
+    if scale is None:
+        return float(max(1, q.shape[-1]) ** -0.5)
+    check_number("scale", scale)
+    return float(scale)
 
 
 def call(op: Any, run: Callable[..., Any], reference: Callable[..., Any], *args: Any) -> Tensor:
@@ -80,13 +84,13 @@ def is_forced() -> bool:
 
 def check_operands(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
+        check_tensor(name, tensor)
         if tensor.dim() != 4:
             raise ValueError(
                 f"{name} must be {LAYOUT}, got {tuple(tensor.shape)}. "
                 f"Try {name}.unflatten(-1, (heads, -1)) of a projection (B, N, H*D)"
             )
-    if not q.is_floating_point():
-        raise TypeError(f"q must be of a floating dtype, got {q.dtype}. Try q.float()")
+    check_floating("q", q)
     batch, _, heads, width = q.shape
     if width == 0:
         raise ValueError(f"q must have heads at least 1 wide, got {tuple(q.shape)}")
@@ -108,6 +112,7 @@ def check_operands(q: Tensor, k: Tensor, v: Tensor) -> None:
 def check_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> None:
     if mask is None:
         return
+    check_tensor("mask", mask)
     if mask.dtype not in (torch.bool, q.dtype) or mask.device != q.device:
         raise TypeError(
             f"mask must be bool (True takes part) or of the dtype of q, {q.dtype} (added), on "

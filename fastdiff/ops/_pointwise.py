@@ -80,11 +80,6 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def check_floating(x: Tensor) -> None:
-    if not x.is_floating_point():
-        raise TypeError(f"x must be of a floating dtype, got {x.dtype}. Try x.float()")
-
-
 def check_parameter_dtype(name: str, parameter: Tensor, x: Tensor) -> None:
     if parameter.dtype not in (x.dtype, torch.float32):
         raise TypeError(

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from fastdiff import backends
-from fastdiff.ops._pointwise import call, check_floating, implement, kernel
+from fastdiff.ops._arguments import check_floating, check_number, check_tensor
+from fastdiff.ops._pointwise import call, implement, kernel
 from fastdiff.ops.affine_step_checks import dense
 
 __all__ = ["abs_quantile", "abs_quantile_ref", "threshold_rows", "threshold_rows_ref"]
@@ -137,20 +138,25 @@ def place(p: float, n: int) -> tuple[int, float]:
 
 
 def _check(x: Tensor, p: float) -> None:
-    check_floating(x)
+    check_floating("x", x)
     if x.dim() == 0 or (x.shape[0] and not 1 <= x.numel() // x.shape[0] <= MAX_SAMPLE):
         raise ValueError(
             f"x must be (B, ..) with 1 to 2^24 elements a sample; got {tuple(x.shape)}. "
             "Try x[None] for one sample"
         )
+    if isinstance(p, Tensor):  # torch.quantile wants one of the dtype of x
+        raise TypeError(f"p must be a number, got {p!r}. Try p.item()")
+    check_number("p", p)
     if not 0 <= p <= 1:
         raise ValueError(f"p must be from 0 to 1, got {p}. A percentage is p / 100")
 
 
 def _check_rows(x: Tensor, p: float, maximum: float, row: Tensor) -> None:
     _check(x, p)
+    check_number("maximum", maximum)
     if not maximum > 0:
         raise ValueError(f"maximum must be above 0, the largest bound of |x|; got {maximum}")
+    check_tensor("row", row)
     if row.dim() != 3 or row.shape[0] != 1 or row.shape[1] not in (1, x.shape[0]):
         raise ValueError(
             f"row must be (1, 1 or {x.shape[0]}, K), one step of a table; got {tuple(row.shape)}"

@@ -23,14 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff import backends
-from fastdiff.ops._pointwise import (
-    call,
-    check_floating,
-    check_parameter_dtype,
-    implement,
-    kernel,
-    wide,
-)
+from fastdiff.ops._arguments import check_floating, check_number
+from fastdiff.ops._pointwise import call, check_parameter_dtype, implement, kernel, wide
 from fastdiff.ops.group_norm_checks import check_like_x, check_vector
 
 __all__ = ["add_layer_norm", "add_layer_norm_ref"]
@@ -122,7 +116,7 @@ def check_arguments(
     bias: Tensor | None,
     eps: float,
 ) -> None:
-    check_floating(x)
+    check_floating("x", x)
     width = x.shape[-1] if x.dim() else 0
     if not 1 <= width <= MAX_WIDTH:
         raise ValueError(
@@ -135,6 +129,7 @@ def check_arguments(
         if parameter is not None:
             check_vector(name, parameter, x, ((width,),))
             check_parameter_dtype(name, parameter, x)
+    check_number("eps", eps)
     if not eps >= 0:
         raise ValueError(f"eps must not be negative, got {eps}. Try 1e-5")
 

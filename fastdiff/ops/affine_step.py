@@ -12,7 +12,7 @@ step   () int32 on the device of rows: the index of the step; None: 0
 seeds  (B,) int64, contiguous, on that device: in place of noise, z of element i (in C order) of
        sample b is normal(seeds[b], i, step + noise_step, STEP_STREAM) of philox_normal.py, float32:
        each sample's own, whatever the batch; drawn inside the step, never in memory
-x_next (x'), x0 (m), kept (r_p), model_input        (*shape), dtypes as asked for
+x_next (x'), x0 (m), kept (r_p), model_input        (*shape), floating dtypes as asked for
 
 P = keeps, R = len(history), K = row_size(P, R) <= 64.  Sums are made in float32 (in float64, by the
 reference, if x or rows is float64), from +0, in the order above, products rounded before they are
@@ -49,6 +49,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff import backends
 from fastdiff.ops import affine_step_reference
+from fastdiff.ops._arguments import check_dtype
 from fastdiff.ops.affine_step_checks import (
     check_arguments,
     check_outputs,
@@ -100,6 +101,7 @@ def affine_step(
     check_arguments(x, uncond, cond, history, noise, rows, step, keeps, seeds, noise_step)
     out_dtype = out_dtype or x.dtype
     dtypes = (out_dtype, x0_dtype or out_dtype)
+    _check_dtypes(*dtypes)
     args = (x, uncond, cond, history, noise, rows, step, keeps, *dtypes, seeds, noise_step)
     tensors = (x, uncond, cond, noise, *history)
     if torch.compiler.is_compiling():
@@ -264,7 +266,9 @@ def _launch(
     rows: Tensor,
     *rest: Any,
 ) -> None:
-    tensors = (x, uncond, cond, noise, rows, *history)
+    """By the backend for x, or for what no kernel takes: a float64 operand or result."""
+    _, _, x_next, x0, kept, model_input, *_ = rest
+    tensors = (x, uncond, cond, noise, rows, *history, x_next, x0, *kept, model_input)
     dtypes = [t.dtype for t in tensors if t is not None]
     dtype = next((d for d in dtypes if d not in DTYPE_CODES), x.dtype)
     launch = backends.resolve("affine_step", backends.Key(x.device.type, dtype))
@@ -348,10 +352,15 @@ def _through_dispatcher(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     return torch.ops.fastdiff.affine_step.default(*args)  # type: ignore[no-any-return]
 
 
+def _check_dtypes(out_dtype: torch.dtype, x0_dtype: torch.dtype) -> None:
+    check_dtype("out_dtype", out_dtype)
+    check_dtype("x0_dtype", x0_dtype)
+
+
 def _functional_op(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    check_arguments(
-        *args[:8], *args[10:]
-    )  # whoever calls torch.ops directly reaches raw addresses, too
+    """Checked again: whoever calls torch.ops directly reaches raw addresses, too."""
+    check_arguments(*args[:8], *args[10:])
+    _check_dtypes(*args[8:10])
     return _functional(*args)
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fastdiff.ops._arguments import check_floating, check_integer, check_tensor
 from fastdiff.ops.philox_normal import check_seeds
 
 MAX_COLUMNS, MAX_VECTORS = 64, 25  # K; P + R
@@ -28,26 +29,30 @@ def check_arguments(
     seeds: Tensor | None = None,
     noise_step: int = 0,
 ) -> None:
+    check_tensor("x", x)
+    check_integer("keeps", keeps)
+    check_integer("noise_step", noise_step)
+    if keeps < 0:
+        raise ValueError(f"keeps must be at least 0, got {keeps}")
     named = {"x": x, "uncond": uncond, "cond": cond, "noise": noise}
     named |= {f"history[{r}]": h for r, h in enumerate(history)}
     for name, tensor in named.items():
         if tensor is None:
             continue
+        check_tensor(name, tensor)
         if tensor.shape != x.shape or tensor.device != x.device:
             raise ValueError(
                 f"{name} must have the shape and device of x, {tuple(x.shape)} on {x.device}; got "
                 f"{tuple(tensor.shape)} on {tensor.device}. Try {name}.expand(..) or .to(x.device)"
             )
-        if not tensor.is_floating_point():
-            raise TypeError(
-                f"{name} must be of a floating dtype, got {tensor.dtype}. Try {name}.float()"
-            )
+        check_floating(name, tensor)
     columns, depth = row_size(keeps, len(history)), len(history)
     if columns > MAX_COLUMNS or keeps + depth > MAX_VECTORS:
         raise ValueError(
             f"a row has at most {MAX_COLUMNS} columns, for at most {MAX_VECTORS} kept vectors and "
             f"history tensors; got keeps={keeps} and {depth} history tensors ({columns} columns)"
         )
+    check_tensor("rows", rows)
     samples = rows.shape[1] if rows.dim() == 3 else 0
     batch = x.shape[0] if x.dim() else 1
     if rows.dim() != 3 or rows.shape[2] != columns or samples not in (1, batch):
@@ -67,6 +72,7 @@ def check_arguments(
             raise ValueError(
                 "noise and seeds were both given: pass noise, or seeds to draw it from"
             )
+        check_tensor("seeds", seeds)
         if tuple(seeds.shape) != tuple(x.shape[:1]) or seeds.device != x.device:
             raise ValueError(
                 f"seeds must be ({batch},), one for each sample of x, on {x.device}; got "
@@ -75,6 +81,11 @@ def check_arguments(
         check_seeds(seeds, None, noise_step)
     if step is None:
         return
+    if not isinstance(step, Tensor):
+        raise TypeError(
+            f"step must be a 0-d int32 tensor, got {step!r}. Try torch.tensor({step!r}, "
+            "dtype=torch.int32, device=rows.device)"
+        )
     if step.dim() != 0 or step.dtype != torch.int32 or step.device != rows.device:
         raise ValueError(
             f"step must be a 0-d int32 tensor on the device of rows, {rows.device}; got "
@@ -102,6 +113,7 @@ def check_outputs(
     for name, out in written.items():
         if out is None:
             continue
+        check_floating(name, out)
         if out.shape != x.shape or out.device != x.device or not same_layout(out, x_next):
             raise ValueError(
                 f"{name} must have the shape and device of x and the layout of x_next, "

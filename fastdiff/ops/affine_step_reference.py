@@ -34,7 +34,16 @@ class Row(NamedTuple):
 def read_row(x: Tensor, rows: Tensor, step: Tensor | None, keeps: int, depth: int) -> Row:
     """The row of `step`, in float64 if x or rows is float64, else in float32."""
     wide = torch.float64 if torch.float64 in (x.dtype, rows.dtype) else torch.float32
-    row = rows[0] if step is None else rows.index_select(0, step.reshape(1).long())[0]
+    if step is None:
+        row = rows[0]
+    else:
+        try:
+            row = rows.index_select(0, step.reshape(1).long())[0]
+        except IndexError:  # of the CPU: a device cannot raise
+            count = rows.shape[0]
+            raise IndexError(
+                f"step is {step}, but rows has {count} rows. Try 0 to {count - 1}"
+            ) from None
     samples = [rows.shape[1]] + [1] * (x.dim() - 1) if x.dim() else []
     row = row.to(wide).t().reshape(rows.shape[2], *samples)
     width, end = H + depth, 7 + (1 + keeps) * (H + depth)

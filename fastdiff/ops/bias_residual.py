@@ -26,14 +26,8 @@ import torch
 from torch import Tensor
 
 from fastdiff import backends
-from fastdiff.ops._pointwise import (
-    call,
-    check_floating,
-    check_parameter_dtype,
-    implement,
-    kernel,
-    wide,
-)
+from fastdiff.ops._arguments import check_floating, check_number
+from fastdiff.ops._pointwise import call, check_parameter_dtype, implement, kernel, wide
 from fastdiff.ops.group_norm_checks import channels_last, check_like_x, check_vector, dense
 
 __all__ = ["bias_residual", "bias_residual_ref"]
@@ -98,7 +92,7 @@ def launch_cpu(
 
 
 def check_arguments(x: Tensor, bias: Tensor | None, residual: Tensor | None, scale: float) -> None:
-    check_floating(x)
+    check_floating("x", x)
     if x.dim() < 2:
         raise ValueError(f"x must be (N, C, *spatial), got {tuple(x.shape)}. Try x[None]")
     if bias is not None:
@@ -106,6 +100,7 @@ def check_arguments(x: Tensor, bias: Tensor | None, residual: Tensor | None, sca
         check_parameter_dtype("bias", bias, x)
     if residual is not None:
         check_like_x("residual", residual, x, tuple(x.shape))
+    check_number("scale", scale)
 
 
 def _empty(x: Tensor, *rest: object) -> Tensor:

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff import backends
-from fastdiff.ops._pointwise import call, check_floating, implement, kernel, wide
+from fastdiff.ops._arguments import check_floating
+from fastdiff.ops._pointwise import call, implement, kernel, wide
 
 __all__ = ["geglu", "geglu_ref"]
 
@@ -60,7 +61,7 @@ def launch_cpu(x: Tensor, out: Tensor) -> None:
 
 
 def check_arguments(x: Tensor) -> None:
-    check_floating(x)
+    check_floating("x", x)
     if x.dim() == 0 or x.shape[-1] % 2:
         raise ValueError(
             "x must be (.., 2D), value and gate side by side in the last dimension; got "

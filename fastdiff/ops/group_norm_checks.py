@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastdiff.ops._arguments import check_floating, check_integer, check_number, check_tensor
+
 
 def fits(x: Tensor, last: bool) -> bool:
     """Whether x (N, C, *spatial) lies contiguous, or `last`, with its channels innermost."""
@@ -35,10 +37,9 @@ def check_arguments(
     residual: Tensor | None,
     x2: Tensor | None,
 ) -> None:
+    check_floating("x", x)
     if x.dim() < 2:
         raise ValueError(f"x must be (N, C, *spatial), got {tuple(x.shape)}. Try x[None]")
-    if not x.is_floating_point():
-        raise TypeError(f"x must be of a floating dtype, got {x.dtype}. Try x.float()")
     if 0 in x.shape[1:]:
         raise ValueError(
             f"x must have at least one channel and one place, for its mean; got {tuple(x.shape)}"
@@ -46,11 +47,13 @@ def check_arguments(
     if x2 is not None:
         check_second(x, x2)
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
+    check_integer("groups", groups)
     if groups < 1 or channels % groups:
         raise ValueError(
             f"groups must be at least 1 and divide the {channels} channels"
             f"{'' if x2 is None else ' of x and x2'}; got {groups}"
         )
+    check_number("eps", eps)
     if not eps >= 0:
         raise ValueError(f"eps must not be negative, got {eps}. Try 1e-5")
     if residual is not None:
@@ -65,13 +68,11 @@ def check_arguments(
                 )
     if addend is not None:
         check_vector("addend", addend, x, ((x.shape[0], channels), (channels,)))
-        if not addend.is_floating_point():
-            raise TypeError(
-                f"addend must be of a floating dtype, got {addend.dtype}. Try addend.float()"
-            )
+        check_floating("addend", addend)
 
 
 def check_second(x: Tensor, x2: Tensor) -> None:
+    check_tensor("x2", x2)
     if x2.dim() != x.dim() or x2.dim() < 2 or x2.shape[1] == 0:
         fits = False
     else:
@@ -86,6 +87,7 @@ def check_second(x: Tensor, x2: Tensor) -> None:
 
 
 def check_like_x(name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
+    check_tensor(name, tensor)
     if tuple(tensor.shape) != shape or tensor.device != x.device:
         raise ValueError(
             f"{name} must be {shape} on the device of x, {x.device}; got {tuple(tensor.shape)} on "
@@ -99,6 +101,7 @@ def check_like_x(name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...]) -
 
 
 def check_vector(name: str, tensor: Tensor, x: Tensor, shapes: Sequence[tuple[int, ...]]) -> None:
+    check_tensor(name, tensor)
     if tuple(tensor.shape) not in shapes or tensor.device != x.device:
         wanted = " or ".join(map(str, shapes))
         raise ValueError(

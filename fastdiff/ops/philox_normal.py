@@ -36,6 +36,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff import backends
+from fastdiff.ops._arguments import check_integer, check_tensor
 from fastdiff.ops.philox_normal_reference import STEP_STREAM, philox_normal_ref
 
 __all__ = ["STEP_STREAM", "check_seeds", "philox_normal", "philox_normal_ref"]
@@ -60,6 +61,8 @@ def philox_normal(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Return z, (B, *shape), as a new tensor."""
+    if not hasattr(shape, "__iter__"):
+        raise TypeError(f"shape must hold the sizes of one sample, got {shape!r}. Try ({shape!r},)")
     args = (seeds, list(shape), step, noise_step, stream, dtype)
     _check(*args)
     if torch.compiler.is_compiling():
@@ -73,10 +76,15 @@ def philox_normal(
 
 def check_seeds(seeds: Tensor, step: Tensor | None, noise_step: int) -> None:
     """Errors of the arguments that philox_normal and affine_step have in common."""
+    check_tensor("seeds", seeds)
     if seeds.dim() != 1 or seeds.dtype != torch.int64 or not seeds.is_contiguous():
         raise ValueError(
             "seeds must be a contiguous int64 tensor (B,), one seed per sample; got "
             f"{tuple(seeds.shape)} {seeds.dtype}. Try torch.tensor([7, 8], device=..)"
+        )
+    if step is not None and not isinstance(step, Tensor):
+        raise TypeError(
+            f"step must be a 0-d int32 tensor, got {step!r}. Try noise_step=i for a number"
         )
     if step is not None and (
         step.dim() != 0 or step.dtype != torch.int32 or step.device != seeds.device
@@ -85,7 +93,7 @@ def check_seeds(seeds: Tensor, step: Tensor | None, noise_step: int) -> None:
             f"step must be a 0-d int32 tensor on the device of seeds, {seeds.device}; got "
             f"{tuple(step.shape)} {step.dtype} on {step.device}. Try noise_step=i for a number"
         )
-    _check_number("noise_step", noise_step)
+    _check_counter("noise_step", noise_step)
 
 
 def launch_cpu(
@@ -123,7 +131,8 @@ def launch_cuda(
         )
 
 
-def _check_number(name: str, value: int) -> None:
+def _check_counter(name: str, value: int) -> None:
+    check_integer(name, value)
     if not 0 <= value < 2**31:
         raise ValueError(f"{name} must be an integer from 0 to 2^31 - 1, got {value}")
 
@@ -137,9 +146,10 @@ def _check(
     dtype: torch.dtype,
 ) -> None:
     check_seeds(seeds, step, noise_step)
-    _check_number("stream", stream)
+    _check_counter("stream", stream)
     numel = 1
-    for size in shape:
+    for i, size in enumerate(shape):
+        check_integer(f"shape[{i}]", size)
         numel *= size
         if size < 0:
             raise ValueError(f"shape must hold sizes of one sample, got {tuple(shape)}")

@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff import backends
-from fastdiff.ops._pointwise import call, check_floating, implement, kernel, wide
+from fastdiff.ops._arguments import check_floating
+from fastdiff.ops._pointwise import call, implement, kernel, wide
 from fastdiff.ops.group_norm_checks import channels_last, dense
 
 __all__ = ["pays", "phase_weights", "upsample_conv", "upsample_conv_ref"]
@@ -105,7 +106,7 @@ def launch_reference(z: Tensor, out: Tensor) -> None:
 
 
 def check_arguments(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    check_floating(x)
+    check_floating("x", x)
     if x.dim() != 4 or 0 in x.shape[1:]:
         raise ValueError(
             f"x must be (N, C, H, W) with C, H and W at least 1, got {tuple(x.shape)}. Try x[None]"
