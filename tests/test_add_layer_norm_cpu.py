@@ -104,8 +104,9 @@ def test_shapes_alignments_and_parameters_in_float32(shape, offset):
     for dtype in DTYPES:
         x, residual, weight, bias = make(0, shape, dtype)
         y, total = native(x, residual, weight.float(), bias.float(), offset=offset)
-        same = native(x, residual, weight, bias)
-        assert torch.equal(y, same[0])
+        for parameters in ((weight, bias), (weight.float(), bias), (weight, bias.float())):
+            same = native(x, residual, *parameters)
+            assert torch.equal(y, same[0])
         expected = add_layer_norm_ref(x, residual, weight, bias, EPS)
         assert torch.equal(total, expected[1])
         close(y, expected[0])

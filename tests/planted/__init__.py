@@ -63,6 +63,10 @@ def run_tests(folder, files, words, report):
     report.send((int(status), failures.first))
 
 
+class NotBuilt(Exception):
+    """The copy does not compile; the message is what the compiler said."""
+
+
 class Copy:
     """The repository in another folder, where what is planted harms nobody."""
 
@@ -83,8 +87,12 @@ class Copy:
         if self.natively:
             command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
             environment = os.environ | {"FASTDIFF_CUDA": "0"}
-            subprocess.run(command, cwd=self.folder, env=environment, check=True,
-                           stdout=subprocess.DEVNULL)  # fmt: skip
+            done = subprocess.run(
+                command, cwd=self.folder, env=environment, capture_output=True, text=True
+            )
+            if done.returncode:
+                errors = [line for line in done.stdout.splitlines() if "error" in line]
+                raise NotBuilt("\n".join(errors) or done.stderr)
 
     def failure(self, tests):
         """The first test that fails and how, or None; tests: (files, -k)."""
@@ -134,8 +142,11 @@ def run(bugs, folder, natively):
         failure = None if bug[0] in sound else copy.failure(bug[0])
         assert failure is None, f"with no bug planted: {failure}"
         sound.add(bug[0])
-        failure = copy.failure_with(*bug)
-        missed += failure is None
-        print(f"{name}: {failure or 'NOT CAUGHT'}", flush=True)
+        try:
+            failure = copy.failure_with(*bug) or "NOT CAUGHT"
+        except NotBuilt as error:  # what is planted is at fault, not the tests
+            failure = f"NOT BUILT: {error}"
+        missed += failure.startswith("NOT ")
+        print(f"{name}: {failure}", flush=True)
     print(f"{len(bugs) - missed} of {len(bugs)} caught")
     return missed == 0

@@ -8,6 +8,8 @@ STEP = (
     "test_affine_step.py test_affine_step_cpu.py test_affine_step_seeds.py",
     "cpu and not test_inside and not gradcheck and not errors",
 )
+LAYER = ("test_add_layer_norm_cpu.py", "not networks and not extension")
+BIAS = ("test_bias_residual_cpu.py", "not networks and not extension")
 GEGLU = ("test_geglu_cpu.py", "test")
 NORM = ("test_group_norm.py test_group_norm_cpu.py", "not million and not reference")
 PHILOX = ("test_philox_normal.py", "not cuda and not triton and (cpu or bits or beside)")
@@ -45,6 +47,62 @@ BUGS = {
     "abs_quantile: infinity is a NaN": (
         QUANTILE, "abs_quantile.cpp", "counts.largest > kInfinity", "counts.largest >= kInfinity",
     ),
+    "add_layer_norm: what lies behind a row counts": (
+        LAYER, "add_layer_norm.cpp", "values[i] = i < n ? from[i] : rest", "values[i] = from[i]",
+    ),
+    "add_layer_norm: what fills up the last vector counts": (
+        LAYER, "add_layer_norm.cpp", "Tail(v + i, n - i, mean)", "Tail(v + i, n - i, 0)",
+    ),
+    "add_layer_norm: the elements after the last whole vector do not count": (
+        LAYER, "add_layer_norm.cpp", "    b += t, d += t * t;\n", "",
+    ),
+    "add_layer_norm: the vector after the last pair does not count": (
+        LAYER, "add_layer_norm.cpp", "a += s, c += s * s, i += kLanes;", "i += kLanes;",
+    ),
+    "add_layer_norm: the elements after the last whole block are not written": (
+        LAYER, "add_layer_norm.cpp", "at < a.width; at += kBlock",
+        "at == 0 || at + kBlock <= a.width; at += kBlock",
+    ),
+    "add_layer_norm: the rows that do not divide among threads are left out": (
+        LAYER, "add_layer_norm.cpp", "end = a.rows * (t + 1) / threads",
+        "end = a.rows / threads * (t + 1)",
+    ),
+    "add_layer_norm: the last element of a block is not written": (
+        LAYER, "add_layer_norm.cpp", "i < n; ++i) y[i]", "i < n - 1; ++i) y[i]",
+    ),
+    "add_layer_norm: the last element of total is not written, float32": (
+        LAYER, "add_layer_norm.cpp", "i < n; ++i) total[i] = x", "i < n - 1; ++i) total[i] = x",
+    ),
+    "add_layer_norm: the last element of total is not written, bfloat16": (
+        LAYER, "add_layer_norm.cpp", "i < n; ++i) {\n    const uint16_t bits = to_bfloat",
+        "i < n - 1; ++i) {\n    const uint16_t bits = to_bfloat",
+    ),
+    "add_layer_norm: the last element of total is not written, float16": (
+        LAYER, "add_layer_norm.cpp", "k = i; k < n; ++k", "k = i; k < n - 1; ++k",
+    ),
+    "add_layer_norm: the residual of the first row for all": (
+        LAYER, "add_layer_norm.cpp", "residual + begin", "residual",
+    ),
+    "add_layer_norm: y is that of the sum before its rounding": (
+        LAYER, "add_layer_norm.cpp", "float_of(static_cast<uint32_t>(bits) << 16)",
+        "load(x[i]) + load(residual[i])",
+    ),
+    "add_layer_norm: rstd without eps": (LAYER, "add_layer_norm.cpp", "variance + eps", "variance"),
+    "add_layer_norm: the variance of a sample, not of a population": (
+        LAYER, "add_layer_norm.cpp", "sum(c + d) / count", "sum(c + d) / (count - 1)",
+    ),
+    "add_layer_norm: the rounding of the mean is not made good": (
+        LAYER, "add_layer_norm.cpp", " - m.more)", ")",
+    ),
+    "add_layer_norm: y without its weight": (
+        LAYER, "add_layer_norm.cpp", "* w[i] + b[i]", "+ b[i]",
+    ),
+    "add_layer_norm: the weights of the first block for all": (
+        LAYER, "add_layer_norm.cpp", "*w = weight + at", "*w = weight",
+    ),
+    "add_layer_norm: the bias is read as the weight is": (
+        LAYER, "add_layer_norm.cpp", "a.bias, a.bias_dtype", "a.bias, a.weight_dtype",
+    ),
     "affine_step: 0 * inf": (
         STEP, "affine_step.cpp", "if (weights[column] != 0) result", "result",
     ),
@@ -53,7 +111,7 @@ BUGS = {
         "per_sample = a.numel < kBlock ? 1 : a.numel / kBlock,",
     ),
     "affine_step: the last element of a block is not computed": (
-        STEP, "affine_step.cpp", "i < n; ++i) input[i]", "i + 1 < n; ++i) input[i]",
+        STEP, "affine_step.cpp", "i < n; ++i) input[i]", "i < n - 1; ++i) input[i]",
     ),
     "affine_step: blocks that do not divide among threads are left out": (
         STEP, "affine_step.cpp", "blocks * (part + 1) / parts, per",
@@ -91,6 +149,74 @@ BUGS = {
     "affine_step: the noise of another sample": (
         STEP, "affine_step.cpp", "a.seeds[sample]", "a.seeds[0]",
     ),
+    "bias_residual: what lies behind a channel is written, contiguous": (
+        BIAS, "bias_residual.cpp", "least(a.length - begin, kPiece)", "kPiece",
+    ),
+    "bias_residual: what lies behind a sample is written, channels last": (
+        BIAS, "bias_residual.cpp", "least(size - begin, together * a.channels)",
+        "together * a.channels",
+    ),
+    "bias_residual: the elements after the last whole piece are left out, contiguous": (
+        BIAS, "bias_residual.cpp", "a.channels * ((a.length + kPiece - 1) / kPiece)",
+        "a.channels * (a.length < kPiece ? 1 : a.length / kPiece)",
+    ),
+    "bias_residual: the places after the last whole piece are left out, channels last": (
+        BIAS, "bias_residual.cpp", "a.samples * ((a.length + together - 1) / together)",
+        "a.samples * (a.length < together ? 1 : a.length / together)",
+    ),
+    "bias_residual: the elements after the last whole block are left out, float16": (
+        BIAS, "bias_residual.cpp", "at < n; at += kBlock",
+        "at == 0 || at + kBlock <= n; at += kBlock",
+    ),
+    "bias_residual: pieces that do not divide among threads are left out": (
+        BIAS, "bias_residual.cpp", "to = pieces * (t + 1) / threads",
+        "to = pieces / threads * (t + 1)",
+    ),
+    "bias_residual: the last element of a piece is not written, float32": (
+        BIAS, "bias_residual.cpp", "i < n; ++i) {\n    const float v = sum<kBias>(x",
+        "i < n - 1; ++i) {\n    const float v = sum<kBias>(x",
+    ),
+    "bias_residual: the last element of a piece is not written, bfloat16": (
+        BIAS, "bias_residual.cpp", "i < n; ++i) {\n    const float v = sum<kBias>(load",
+        "i < n - 1; ++i) {\n    const float v = sum<kBias>(load",
+    ),
+    "bias_residual: the last element of a block is not written, float16": (
+        BIAS, "bias_residual.cpp", "write(values, m, out + at)", "write(values, m - 1, out + at)",
+    ),
+    "bias_residual: no scale, float32": (
+        BIAS, "bias_residual.cpp", "v + residual[i] : v) * scale", "v + residual[i] : v)",
+    ),
+    "bias_residual: no scale, bfloat16": (
+        BIAS, "bias_residual.cpp", "v + load(residual[i]) : v) * scale",
+        "v + load(residual[i]) : v)",
+    ),
+    "bias_residual: no bias is one of +0": (
+        BIAS, "bias_residual.cpp", "(kBias == 0) return x;", "(kBias == 0) return x + 0.0f;",
+    ),
+    "bias_residual: the residual of the first piece for all": (
+        BIAS, "bias_residual.cpp", "bias, residual + begin,", "bias, residual,",
+    ),
+    "bias_residual: the bias of the first block for all, float16": (
+        BIAS, "bias_residual.cpp", "kBias == 2 ? bias + at : bias", "bias",
+    ),
+    "bias_residual: the bias of the first sample for all, contiguous": (
+        BIAS, "bias_residual.cpp", "a.each_sample ? row : row % a.channels", "row % a.channels",
+    ),
+    "bias_residual: the bias of the first channel for all, contiguous": (
+        BIAS, "bias_residual.cpp", ": row % a.channels", ": 0",
+    ),
+    "bias_residual: the bias of the first sample for all, channels last": (
+        BIAS, "bias_residual.cpp", "if (a.each_sample) bias += sample * a.channels;", "",
+    ),
+    "bias_residual: the bias of the sample before, few channels": (
+        BIAS, "bias_residual.cpp", "i == from || begin == 0", "i == from",
+    ),
+    "bias_residual: no bias where a thread begins, few channels": (
+        BIAS, "bias_residual.cpp", "i == from || begin == 0", "begin == 0",
+    ),
+    "bias_residual: the last place of a piece has no bias, few channels": (
+        BIAS, "bias_residual.cpp", "k < together; ++k", "k + 1 < together; ++k",
+    ),
     "geglu: the value is its own gate": (
         GEGLU, "geglu.cpp", "read(x + width + at, n, gates)", "read(x + at, n, gates)",
     ),
@@ -103,7 +229,7 @@ BUGS = {
         GEGLU, "geglu.cpp", "end = count * (t + 1) / threads", "end = count / threads * (t + 1)",
     ),
     "geglu: the last element of a block is not written": (
-        GEGLU, "geglu.cpp", "i < n; ++i) y[i]", "i + 1 < n; ++i) y[i]",
+        GEGLU, "geglu.cpp", "i < n; ++i) y[i]", "i < n - 1; ++i) y[i]",
     ),
     "geglu: a digit of the polynomial, float32": (
         GEGLU, "geglu.cpp", "1.1511048079e+00f", "1.1511148079e+00f",
@@ -121,7 +247,7 @@ BUGS = {
         GEGLU, "isa.inl", "k < n; ++k) scratch[k]", "k < n / 8 * 8; ++k) scratch[k]",
     ),
     "16 bits: the last number is not written": (
-        GEGLU, "isa.inl", "k < n; ++k) to[k]", "k + 1 < n; ++k) to[k]",
+        GEGLU, "isa.inl", "k < n; ++k) to[k]", "k < n - 1; ++k) to[k]",
     ),
     "16 bits: rounded toward zero": (
         GEGLU, "isa.inl", "(bits + (0x7fffu + (bits >> 16 & 1u))) >> 16", "bits >> 16",
@@ -163,7 +289,7 @@ BUGS = {
         "g.samples / threads * (t + 1), 1)",
     ),
     "group_norm: the last token of a block is not written": (
-        NORM, "group_norm.cpp", "k < n; ++k) column", "k + 1 < n; ++k) column",
+        NORM, "group_norm.cpp", "k < n; ++k) column", "k < n - 1; ++k) column",
     ),
     "group_norm: the last element of total is not written": (
         NORM, "group_norm.inl", "write(sum, n, total);", "write(sum, n - 1, total);",
