@@ -3,9 +3,11 @@
     python -m tests.planted triton|cpu [WORD..]
 
 WORD: only bugs with it in their names.  Minutes, so it is no part of the tests: run it after a
-change of the kernels or of their tests.  Each kernel has at least a wrong mask (or what stands for
-one), a missing tail, an element that is not written and a wrong scale.  The CUDA kernels have
-tests/cuda_on_host/planted.py.
+change of the kernels or of their tests.  The CUDA kernels have tests/cuda_on_host/planted.py.
+
+Each kernel has at least a bug of each kind that applies: a wrong mask (or what stands for one), a
+missing tail, an element that is not written, a wrong scale.  A bug's name says its KINDS.
+tests/test_planted.py sees to that, and that what is to be replaced stands in the kernels.
 
 Every run of tests is a fork of this process, which has imported the large libraries but neither
 fastdiff nor tests: those are the copy's.
@@ -34,6 +36,13 @@ COPIED = (
 )
 LIBRARIES = ("hypothesis", "mpmath", "torch", "torch._dynamo", "torch.testing", "triton.language")
 QUICKER = "-O1 -std=c++17 -fPIC"  # a fifth of the time, and the same bits
+
+KINDS = {
+    "mask": r"past |behind|masked|fills up|bounded|clamped|0 \* inf|weight 0|run on into|NaN",
+    "tail": r"left out|after the last|do(es)? not count|not read",
+    "unwritten": "not written|not computed",
+    "scale": "scale|gain|eps|half|twice|digit|weight|variance|2 for e|a mean|rounded",
+}
 
 
 class Failures:

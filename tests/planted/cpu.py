@@ -246,6 +246,13 @@ BUGS = {
     "16 bits: the numbers after the last whole vector are not read": (
         GEGLU, "isa.inl", "k < n; ++k) scratch[k]", "k < n / 8 * 8; ++k) scratch[k]",
     ),
+    "16 bits: what lies behind the last number is written": (
+        GEGLU, "isa.inl", "i + 8 <= n; i += 8) {\n    const __m128i eight = _mm256_cvtps_ph",
+        "i < n; i += 8) {\n    const __m128i eight = _mm256_cvtps_ph",
+    ),
+    "16 bits: the last number is not written, bfloat16": (
+        GEGLU, "isa.inl", "i < n; ++i) to[i]", "i < n - 1; ++i) to[i]",
+    ),
     "16 bits: the last number is not written": (
         GEGLU, "isa.inl", "k < n; ++k) to[k]", "k < n - 1; ++k) to[k]",
     ),
