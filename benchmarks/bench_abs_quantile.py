@@ -1,11 +1,13 @@
 """threshold_rows at pixels and latents: the quantile of |x| of each sample, and the bounds of it.
 
-Peer: `torch.quantile` of the flattened |x|, which sorts, and the bounds by operators.
+Peer: `torch.quantile` of the flattened |x|, which sorts, and the bounds by operators, eager and
+compiled.  Ours must give the bits of the eager one; a compiler may fuse what is rounded there.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.pointwise import DEVICE, DTYPES, IN_A_GRAPH, draw, graph
+from benchmarks.results import COMPILED
 from benchmarks.side_by_side import OURS, measure
 from fastdiff import backends
 from fastdiff.ops.abs_quantile import threshold_rows
@@ -25,6 +28,9 @@ SHAPES = {
 }
 
 
+ROUNDINGS = 4  # a difference, its product with a weight, a sum, a reciprocal
+
+
 def formula(x: Tensor, p: float, maximum: float, row: Tensor) -> Tensor:
     q = torch.quantile(x.float().abs().flatten(1), p, dim=1).clamp(min=1.0, max=maximum)
     rows = row.expand(1, x.shape[0], -1).clone()
@@ -34,16 +40,21 @@ def formula(x: Tensor, p: float, maximum: float, row: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("where", SHAPES)
-def test_abs_quantile(benchmark: Any, where: str, dtype: str):
+def test_abs_quantile(benchmark: Any, compiles: bool, where: str, dtype: str):
     (x,) = draw(SHAPES[where], dtype=dtype)
     assert x is not None
     row = torch.zeros(1, 1, 12, device=DEVICE)
-    contestants = {
-        OURS: functools.partial(threshold_rows, x, 0.995, 3.0, row),
-        "eager formula": functools.partial(formula, x, 0.995, 3.0, row),
-    }
-    same = torch.equal(*(call() for call in contestants.values()))
+    runs: dict[str, Callable[..., Tensor]] = {OURS: threshold_rows, "eager formula": formula}
+    if compiles:
+        torch._dynamo.reset()
+        runs[COMPILED] = torch.compile(formula, fullgraph=True, dynamic=False)
+    contestants = {n: functools.partial(run, x, 0.995, 3.0, row) for n, run in runs.items()}
+    want = contestants["eager formula"]()
+    same = torch.equal(contestants[OURS](), want)
     assert same, "the bits are not those of torch.quantile"
+    bound = ROUNDINGS * torch.finfo(torch.float32).eps * want.abs().max().item()
+    errors = {n: (call() - want).abs().max().item() for n, call in contestants.items()}
+    assert all(error <= bound for error in errors.values()), f"{errors} > {bound:.3g}"
     repeats = IN_A_GRAPH if DEVICE == "cuda" else 1
     backend = backends.chosen("abs_quantile", backends.Key(DEVICE, x.dtype))
     benchmark.group = f"abs_quantile/{where}/{dtype}"
@@ -51,7 +62,7 @@ def test_abs_quantile(benchmark: Any, where: str, dtype: str):
         "case": {"where": where, "dtype": dtype, "backend": backend},
         "bytes": repeats * x.nbytes,
         "repeats": repeats,
-        "check": {"bits of torch.quantile": same},
+        "check": {"bits of torch.quantile": same, "difference": errors, "bound": bound},
     }
     laps = {
         n: functools.partial(list, [graph(c) if DEVICE == "cuda" else c])

@@ -19,10 +19,15 @@ from fastdiff.ops.upsample_conv import upsample_conv
 # (N, C, H, W); O = C.  On the CPU, where one thread takes its time, smaller ones with 1024 pixels
 # and more, which is where `pays` says yes.
 SHAPES = {
+    "sd15 8x8": (2, 1280, 8, 8),
     "sd15 16x16": (2, 1280, 16, 16),
     "sd15 32x32": (2, 640, 32, 32),
+    "sdxl 32x32": (2, 1280, 32, 32),
     "sdxl 64x64": (2, 640, 64, 64),
+    "vae 64x64": (1, 512, 64, 64),
+    "vae 128x128": (1, 512, 128, 128),
     "vae 256x256": (1, 512, 256, 256),
+    "vae 256x256, 256 channels": (1, 256, 256, 256),
     "vae 512x512": (1, 256, 512, 512),
 }
 ON_CPU = {
@@ -48,7 +53,8 @@ def test_upsample_conv(benchmark: Any, compiles: bool, where: str, layout: str, 
     x, weight = (t.contiguous(memory_format=LAYOUTS[layout]) for t in (x, weight))
     weight /= (9 * channels) ** 0.5  # results of about unit variance
     moved = x.nbytes + 4 * x.nbytes + weight.nbytes
+    flops = 2 * 4 * channels * 4 * x.numel()  # four taps of each of four times the pixels
     case = {"where": where, "layout": layout, "dtype": dtype}
     roundings = ROUNDINGS + (9 * channels) ** 0.5  # of a sum, like a random walk
     args = (upsample_conv, formula, (x, weight, bias), moved, roundings)
-    compare(benchmark, compiles, "upsample_conv", case, *args)
+    compare(benchmark, compiles, "upsample_conv", case, *args, flops=flops)

@@ -47,10 +47,11 @@ def compare(
     operands: Operands,
     moved: int,
     roundings: float = ROUNDINGS,
+    flops: int = 0,
 ) -> None:
-    """`ours` and `formula` return a tensor (or several, of which the first is checked) from the
-    operands; moved: bytes that one call must read and write; roundings: how many a result may be
-    off, in units of eps times the largest."""
+    """`ours` and `formula` return a tensor, or several, from the operands; moved: bytes that one
+    call must read and write; flops: operations, where a call may be bound by them; roundings: how
+    many a result may be off, in units of eps times the largest."""
     x = operands[0]
     assert x is not None
     contestants = {OURS: ours, "eager formula": formula}
@@ -59,15 +60,17 @@ def compare(
         contestants[COMPILED] = torch.compile(formula, fullgraph=True, dynamic=False)
     calls = {n: functools.partial(run, *operands) for n, run in contestants.items()}
 
-    wide = first(formula(*(None if t is None else t.double() for t in operands)))
-    bound = roundings * torch.finfo(x.dtype).eps * wide.abs().max().item()
-    errors = {}
+    truth = several(formula(*(None if t is None else t.double() for t in operands)))
+    bounds = [roundings * torch.finfo(x.dtype).eps * t.abs().max().item() for t in truth]
+    errors: dict[str, list[float]] = {}
     for name, call in calls.items():
-        got = first(call())
-        assert got.shape == wide.shape, name
-        assert got.dtype == x.dtype, name
-        errors[name] = (got.double() - wide).abs().max().item()
-        assert errors[name] <= bound, name
+        errors[name] = []
+        for got, wide, bound in zip(several(call()), truth, bounds, strict=True):
+            assert got.shape == wide.shape, name
+            assert got.dtype == x.dtype, name
+            errors[name].append((got.double() - wide).abs().max().item())
+            assert errors[name][-1] <= bound, f"{name}: {errors[name][-1]:.3g} > {bound:.3g}"
+    del truth
 
     backend = backends.chosen(op, backends.Key(x.device.type, x.dtype))
     repeats = IN_A_GRAPH if x.is_cuda else 1
@@ -76,16 +79,17 @@ def compare(
         "case": {**case, "backend": backend},
         "bytes": repeats * moved,
         "repeats": repeats,
-        "check": {"largest difference from float64": errors, "bound": bound},
+        "check": {"largest difference from float64": errors, "bound": bounds},
     }
+    if flops:
+        benchmark.extra_info["flops"] = repeats * flops
     laps = {n: functools.partial(list, [graph(c) if x.is_cuda else c]) for n, c in calls.items()}
     rounds = max(10, min(100, 10_000_000 // x.numel()))
     measure(benchmark, laps, skip=0, rounds=rounds)
 
 
-def first(result: Any) -> Tensor:
-    tensor: Tensor = result if isinstance(result, Tensor) else result[0]
-    return tensor
+def several(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
 
 
 class Replay:

@@ -1,5 +1,6 @@
 """The benchmarks run, once each and untimed; how they take turns; no number without a check."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -106,6 +107,69 @@ def test_a_wrong_kernel_has_no_number(monkeypatch):
     monkeypatch.setattr(bench_affine_step, "ENTRIES", {OURS: off_by_one_row})
     with pytest.raises(AssertionError, match=OURS):
         bench_affine_step.test_affine_step(Recorder(True), False, "1x4x64x64", "float32")
+
+
+class Few(Recorder):
+    """Two rounds of what is asked for."""
+
+    def pedantic(self, target, rounds=1):
+        super().pedantic(target, min(rounds, 2))
+
+
+OF_OPS = {  # benchmark: its first case, by the backend that is given or chosen
+    "abs_quantile": ("latent 2x4x64x64", "float32"),
+    "philox_normal": ("sd15 1x4x64x64",),
+    "geglu": ("sd15 64x64, 256 rows", "float32"),
+    "add_layer_norm": ("sd15 64x64, 1024 rows", "float32"),
+    "bias_residual": ("sd15 32x32, 320", "channels last", "float32"),
+    "upsample_conv": ("32x32, 128 channels", "channels last", "float32"),
+    "group_norm": (1, "float32", "channels last", (1, 320, 64, 64)),
+    "attention": ("sd15 self 64, a head", "float32"),
+    "cross_attention": ("sd15 cross 64, a head", "float32"),
+}
+
+
+def run_bench(op, benchmark):
+    module = importlib.import_module(f"benchmarks.bench_{op}")
+    with torch.no_grad():
+        getattr(module, f"test_{op}")(benchmark, True, *OF_OPS[op])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="these are the cases of a CPU")
+@pytest.mark.parametrize("op", OF_OPS)
+def test_every_op_is_timed_against_eager_and_compiled_pytorch(op, monkeypatch):
+    """And says what it moves or computes; torch.compile, which is slow, is stood for."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compiled.append(options) or f)
+    benchmark = Few()
+    run_bench(op, benchmark)
+    times, eager = benchmark.extra_info["times"], "sdpa" if "attention" in op else "eager formula"
+    assert {OURS, eager, results.COMPILED} <= set(times)
+    assert compiled == [{"fullgraph": True, "dynamic": False}]
+    assert benchmark.extra_info["bytes"] > 0
+    assert benchmark.extra_info["check"]
+    if op == "upsample_conv":
+        assert benchmark.extra_info["flops"] == 2 * 4 * 128 * 128 * 64 * 64
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="these are the cases of a CPU")
+@pytest.mark.parametrize("op", OF_OPS)
+def test_a_wrong_peer_has_no_number(op, monkeypatch):
+    """A peer that computes something else makes the case red, as a wrong kernel does."""
+
+    def wrong(f, **options):
+        def run(*args):
+            found = f(*args)
+            pair = isinstance(found, tuple)  # of which the second is compared, too
+            return (found[0], found[1] * 1.001) if pair else found * 1.001
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", wrong)
+    benchmark = Few()
+    with pytest.raises(AssertionError):
+        run_bench(op, benchmark)
+    assert "times" not in benchmark.extra_info
 
 
 def test_provenance_says_what_a_number_depends_on():
