@@ -19,11 +19,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import flash, sdpa
 from benchmarks.side_by_side import OURS
 from fastdiff.ops import _attention_table as format_
 
 Record = dict[str, Any]
-NAMES = {f"sdpa {name}": name for name in ("cudnn", "flash", "efficient", "math")}
+NAMES = {n: n.removeprefix("sdpa ") for n in (*sdpa.KINDS, *(f"sdpa {n}" for n in flash.NAMES))}
 NAMES |= {"sdpa": "torch", f"{OURS} triton": "triton"}
 Class = tuple[str, int, str, str, bool]
 

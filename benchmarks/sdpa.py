@@ -3,6 +3,8 @@
     sdpa              what PyTorch chooses by itself, on views of (B, N, H, D)
     sdpa cudnn ..     each of its backends that runs there; those that do not, with the reason,
                       stand in the record under "not run"
+    sdpa fa3, fa4     its flash backend with FA3 or FA4 in it, where PyTorch can activate them
+                      (flash.py); with the reason under "not run" where it cannot
     torch.compile     of the formula by scaled_dot_product_attention
 
 On a CUDA device what is timed is a graph of 20 calls, as pointwise.py says; flops and bytes are
@@ -12,6 +14,7 @@ matrix products alone, bytes q, k, v and out once.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks import flash
 from benchmarks.pointwise import IN_A_GRAPH, ROUNDINGS, draw, graph
 from benchmarks.results import COMPILED
 from benchmarks.side_by_side import OURS, measure
@@ -52,17 +56,41 @@ def on(kind: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return sdpa(q, k, v)
 
 
+def on_flash(implementation: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with flash.activated(implementation):
+        return on(SDPBackend.FLASH_ATTENTION, q, k, v)
+
+
+def held(name: str) -> contextlib.AbstractContextManager[None]:
+    """For as long as this contestant is checked and captured."""
+    there = flash.NAMES.get(name.removeprefix(f"{TORCH} "))
+    return contextlib.nullcontext() if there is None else flash.activated(there)
+
+
+def why_not_torch() -> dict[str, str]:
+    """Which of PyTorch's backends are not there in this process, before a tensor is seen."""
+    found = {f"{TORCH} {name}": flash.why_not(there) for name, there in flash.NAMES.items()}
+    if (active := flash.active_flash()) != flash.BUILT_IN:
+        found[f"{TORCH} flash"] = f"PyTorch's flash attention is {active} in this process"
+    return {name: why for name, why in found.items() if why is not None}
+
+
 def peers(args: tuple[Tensor, ...], compiles: bool) -> tuple[dict[str, Attention], dict[str, str]]:
     """Those that run on such tensors, and why the others do not."""
     found: dict[str, Attention] = {TORCH: sdpa}
-    missing = {}
-    for name, kind in KINDS.items():
+    missing = why_not_torch()
+    candidates: dict[str, Attention] = {n: functools.partial(on, k) for n, k in KINDS.items()}
+    for name, there in flash.NAMES.items():
+        candidates[f"{TORCH} {name}"] = functools.partial(on_flash, there)
+    for name, run in candidates.items():
+        if name in missing:
+            continue
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
-                on(kind, *args)
-                found[name] = functools.partial(on, kind)
-            except RuntimeError as error:
+                run(*args)
+                found[name] = run
+            except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
                 reasons = [str(w.message).split(" (Triggered")[0] for w in said]
                 missing[name] = " ".join([str(error).splitlines()[0], *reasons])[:600]
     if compiles:
@@ -89,7 +117,8 @@ def compare(
     bound = ROUNDINGS * torch.finfo(q.dtype).eps * truth.abs().max().item()
     errors = {}
     for name, call in calls.items():
-        got = call()
+        with held(name):
+            got = call()
         assert (got.shape, got.dtype) == (q.shape, q.dtype), name
         assert got.is_contiguous(), name
         errors[name] = (got.double() - truth).abs().max().item()
@@ -105,10 +134,14 @@ def compare(
         "flops": repeats * 4 * batch * heads * n * m * width,
         "bytes": repeats * (2 * q.nbytes + 2 * args[1].nbytes),
         "repeats": repeats,
+        "flash": flash.active_flash(),
         "not run": missing,
         "check": {"largest difference from float64": errors, "bound": bound},
     }
     assert OURS in calls
-    laps = {x: functools.partial(list, [graph(c) if q.is_cuda else c]) for x, c in calls.items()}
+    laps = {}
+    for name, call in calls.items():
+        with held(name):
+            laps[name] = functools.partial(list, [graph(call) if q.is_cuda else call])
     rounds = max(10, min(100, 20_000_000_000 // (batch * heads * n * m * width)))
     measure(benchmark, laps, skip=0, rounds=rounds)

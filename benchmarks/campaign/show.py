@@ -48,6 +48,8 @@ def lines_of(report: Report, row: Row) -> list[str]:
         share = f"{100 * part[0]:5.1f} % of {part[1]}" if part else ""
         ratio = f"{time['median'] / mine:6.2f}x" if mine else f"{'':7}"
         found.append(f"    {name:36} {time['median'] / repeats:12.3f} µs {ratio}  {share}")
+    for name, why in row.get("not run", {}).items():
+        found.append(f"    {name:36} not run: {why[:160]}")
     extra = [f"{k} {row[k]}" for k in ("backend", "kernels", "cold_start_s", "report") if k in row]
     if "peak_bytes" in row:
         extra.append(f"peak {row['peak_bytes'] / 1e9:.2f} GB")
