@@ -114,6 +114,15 @@ def test_errors_name_the_argument_and_what_would_do(change, error, words):
         OP(**args, scale=1.0)
 
 
+def test_compiled_once_for_every_scale():
+    """Which torch.compile makes a symbol when it changes."""
+    q = torch.randn(1, 4, 2, 8, generator=random())
+    run = torch.compile(lambda scale: attention(q, q, q, scale=scale), fullgraph=True,
+                        backend="eager")  # fmt: skip
+    for scale in (0.5, 0.7, 0.9):
+        torch.testing.assert_close(run(scale), sdpa(q, q, q, None, scale))
+
+
 def test_what_is_no_tensor_and_no_number():
     q = torch.zeros(2, 3, 2, 8)
     with pytest.raises(TypeError, match=r"k must be a tensor, got \[1\]"):

@@ -39,7 +39,9 @@ def call(op: Any, run: Callable[..., Any], reference: Callable[..., Any], *args:
     """As _pointwise.call; where a gradient is wanted, PyTorch's own attention keeps what its
     derivative needs, so that nothing is computed twice."""
     eager = not torch.compiler.is_compiling()
-    wanted = torch.is_grad_enabled() and any(getattr(a, "requires_grad", False) for a in args)
+    wanted = torch.is_grad_enabled() and any(
+        isinstance(a, Tensor) and a.requires_grad for a in args
+    )
     result: Tensor
     result = reference(*args) if eager and wanted else _pointwise.call(op, run, reference, *args)
     return result
