@@ -14,6 +14,7 @@ from benchmarks.campaign.task import Task
 from benchmarks.provenance import ROOT
 
 PARTS = ("_reference", "_checks")  # of an op's contract
+KERNELS = ("test_kernel_", "test_triton_")  # tests of an op's file that launch a kernel
 # Compilers, not kernels: the same on a machine without a device, and slow.
 ELSEWHERE = "not compiles and not compile_everywhere and not interpreter"
 
@@ -37,20 +38,27 @@ def run(task: Task) -> None:
 
 
 def tests(task: Task) -> None:
-    """The tests of the kernels, which use the device where there is one."""
-    if task.device != "cuda":
-        task.skip("tests", "torch sees no CUDA device; make test runs them interpreted")
-        return
-    files = sorted((ROOT / "tests").glob("test_*_triton.py"))
-    own = [ROOT / "tests" / f"test_{name}.py" for name in op_names()]
-    kernels = [path for path in own if path.exists() and "test_kernel_" in path.read_text()]
-    names = {path.stem for path in files}
+    """The tests of the kernels, which use the device where there is one; in a dry run one of each
+    file, which says that it needs a device or the interpreter."""
 
     def keep(items: list[Any]) -> list[Any]:
-        return [i for i in items if Path(i.fspath).stem in names or "test_kernel_" in i.name]
+        found = [i for i in items if launches(i)]
+        firsts = {Path(i.fspath): i for i in reversed(found)}
+        return list(firsts.values()) if task.dry else found
 
-    args = [*map(str, files), *map(str, kernels), "-k", ELSEWHERE]
-    under_pytest.run(task, args, what, keep)
+    under_pytest.run(task, [*map(str, kernel_tests()), "-k", ELSEWHERE], what, keep)
+
+
+def kernel_tests() -> list[Path]:
+    """Files with tests that launch a kernel: test_<op>_triton.py, or test_<op>.py."""
+    own = [ROOT / "tests" / f"test_{name}.py" for name in op_names()]
+    own = [path for path in own if path.exists()]
+    found = [path for path in own if any(f"def {name}" in path.read_text() for name in KERNELS)]
+    return [*sorted((ROOT / "tests").glob("test_*_triton.py")), *found]
+
+
+def launches(item: pytest.Item) -> bool:
+    return Path(item.fspath).stem.endswith("_triton") or item.name.startswith(KERNELS)
 
 
 def what(item: pytest.Item) -> Row:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.campaign.checks import op_names
 from benchmarks.campaign.record import Row
-from benchmarks.campaign.task import Task
+from benchmarks.campaign.task import OutOfTime, Task
 from benchmarks.provenance import ROOT
 
 PLANTED = "a planted write beyond the end"
@@ -69,7 +69,10 @@ def said(command: list[str], seconds: float) -> tuple[str, int | None]:
 
 
 def planted(tool: str, seconds: float) -> Row:
-    text, findings = said(command(tool, "memcheck", "--planted"), seconds)
+    try:
+        text, findings = said(command(tool, "memcheck", "--planted"), seconds)
+    except subprocess.TimeoutExpired:
+        return too_long(seconds)
     if findings is None or refused(text):
         return {"status": "skipped", "why": f"the tool does not work here: {tail(text)}"}
     assert findings > 0, f"memcheck does not see {PLANTED}: {tail(text)}"
@@ -80,13 +83,20 @@ def examine(tool: str, seconds: float, kind: str, op: str) -> Row:
     try:
         text, findings = said(command(tool, kind, op), seconds)
     except subprocess.TimeoutExpired:
-        return {"status": "skipped", "why": f"not done after {seconds:.0f} s"}
+        return too_long(seconds)
     if findings is None or refused(text):
         return {"status": "skipped", "why": f"the tool does not work here: {tail(text)}"}
     if "launched nothing" in text:
         return {"status": "skipped", "why": text[text.index("launched nothing") :].splitlines()[0]}
     assert findings == 0, f"{findings} findings: {tail(text)}"
     return {"findings": 0}
+
+
+def too_long(seconds: float) -> Row:
+    """Stopped; raises where that was for want of time in this run, of which the next has more."""
+    if seconds < SECONDS:
+        raise OutOfTime
+    return {"status": "skipped", "why": f"not done after {seconds:.0f} s"}
 
 
 def refused(text: str) -> bool:

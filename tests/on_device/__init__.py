@@ -4,6 +4,9 @@ The caller has chosen the backend (fastdiff.use_backend).  tests/test_on_device.
 a GPU; benchmarks/campaign counts what passes, and launches CHECKS[op]["launch"] under the
 sanitizer: every kernel once, at an odd size.
 
+Each op has "launch", "replayed" (a CUDA graph gives the same bits), "written" (nothing beside the
+results, no hole), "edges" (no sample, scattered operands), and its numbers or its bits.
+
 A file in this folder has such checks of one op or several: ON_DEVICE = {op: {name: check}}.
 """
 

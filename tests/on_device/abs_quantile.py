@@ -4,7 +4,8 @@ import torch
 
 from fastdiff.ops.abs_quantile import abs_quantile, threshold_rows, threshold_rows_ref
 from tests.affine_step_cases import make_row
-from tests.on_device.cases import assert_same_when_replayed, normal
+from tests.on_device.cases import assert_same_when_replayed, kernel, normal, scattered
+from tests.pointwise_cases import Guarded
 
 SHAPES = [(1, 1), (3, 5), (2, 4, 9, 7), (4, 4, 64, 64), (1, 4, 128, 128), (5, 1031)]
 PLACES = (0.0, 0.3, 0.5, 0.995, 1.0)
@@ -64,6 +65,28 @@ def replayed(device, dtype):
     assert_same_when_replayed(lambda: [abs_quantile(x, 0.995)], device)
 
 
+def written(device, dtype):
+    """q and rows between guard bands; of a row three columns are written, and no other."""
+    (x,) = normal(0, (5, 1031), dtype=dtype, device=device, scale=3.0)
+    q = Guarded(torch.empty(5, device=device))
+    table = torch.full((7, 12), 42.0, device=device)
+    kernel("abs_quantile", x)(x, 1030, 0.0, 4.0, q.tensor, table[1:-1])
+    q.check()
+    assert torch.equal(q.tensor, abs_quantile(x, 1.0))
+    bound = q.tensor.clamp(min=1.0, max=4.0)
+    assert torch.equal(table[1:-1, 4:6], torch.stack([-bound, bound], dim=1))
+    assert (table[[0, -1]] == 42).all(), "written beside the rows"
+    assert (table[:, [0, 1, 2, 3, *range(7, 12)]] == 42).all(), "written into other columns"
+
+
+def edges(device, dtype):
+    (x,) = normal(0, (3, 4, 9, 7), dtype=dtype, device=device)
+    assert abs_quantile(x[:0], 0.5).shape == (0,)
+    assert torch.equal(abs_quantile(scattered(x), 0.3), abs_quantile(x, 0.3))
+    for part in (x[:, 1:3], x[..., ::2], x.transpose(1, 3)):
+        assert torch.equal(abs_quantile(part, 0.3), abs_quantile(part.contiguous(), 0.3))
+
+
 def launch(device, dtype):
     (x,) = normal(0, (3, 1031), dtype=dtype, device=device)
     abs_quantile(x, 0.995)
@@ -76,6 +99,8 @@ ON_DEVICE = {
         "ties and specials": ties_and_specials,
         "batch": batch,
         "rows": rows,
+        "written": written,
+        "edges": edges,
         "replayed": replayed,
         "launch": launch,
     },

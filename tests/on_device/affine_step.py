@@ -5,8 +5,8 @@ import torch
 from fastdiff.ops.affine_step import affine_step, affine_step_out, affine_step_ref
 from fastdiff.ops.affine_step_reference import launch as launch_reference
 from tests.affine_step_cases import make_operands, make_rows
-from tests.on_device.cases import assert_same_when_replayed
-from tests.pointwise_cases import random
+from tests.on_device.cases import assert_same_when_replayed, scattered
+from tests.pointwise_cases import Guarded, random
 
 
 def _step_case(dtype, shape, keeps, depth, guided=True, per_sample=False, seed=0):
@@ -91,6 +91,35 @@ def step_ignores_weight_zero(device, dtype):
     assert torch.equal(clean[2][0], dirty[2][0])
 
 
+def step_written(device, dtype):
+    """Between guard bands: x_next, x0, the model's input, and the rings, whose old entries go."""
+    for shape in ((2, 4, 9, 7), (1, 1031)):
+        operands, rows = _step_case(dtype, shape, 2, 3)
+        here, table = _to(device, operands), rows.to(device)
+        want = affine_step(**here, rows=table, keeps=2)
+        out = {name: Guarded(here["x"]) for name in ("x_next", "x0", "model_input")}
+        rings = [Guarded(h) for h in here["history"]]
+        for ring, h in zip(rings, here["history"], strict=True):
+            ring.tensor.copy_(h)
+        given = here | {"history": [ring.tensor for ring in rings]}
+        affine_step_out(**given, rows=table, keeps=2, **{name: g.tensor for name, g in out.items()})
+        for guarded in (*out.values(), *rings):
+            guarded.check()
+        assert torch.equal(out["x_next"].tensor, want[0])
+        assert torch.equal(out["x0"].tensor, want[1])
+
+
+def step_edges(device, dtype):
+    """No sample is among the bits; operands that no kernel reads in place are copied."""
+    operands, rows = _step_case(dtype, (3, 4, 9, 7), 1, 2)
+    here, table = _to(device, operands), rows.to(device)
+    there = {k: scattered(v) for k, v in here.items() if torch.is_tensor(v)}
+    there = here | there | {"history": [scattered(h) for h in here["history"]]}
+    got, want = (affine_step(**o, rows=table, keeps=1) for o in (there, here))
+    for a, b in zip([*got[:2], *got[2]], [*want[:2], *want[2]], strict=True):
+        assert torch.equal(a, b)
+
+
 def step_replayed(device, dtype):
     operands, rows = _step_case(dtype, (2, 4, 32, 33), 0, 1)
     here, table = _to(device, operands), rows.to(device)
@@ -115,6 +144,8 @@ ON_DEVICE = {
         "rings": step_rings,
         "noise": step_draws_noise,
         "weight zero": step_ignores_weight_zero,
+        "written": step_written,
+        "edges": step_edges,
         "replayed": step_replayed,
         "launch": step_launch,
     },

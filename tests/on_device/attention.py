@@ -4,7 +4,13 @@ import torch
 
 from fastdiff.ops.attention import attention
 from tests.attention_cases import LAYOUTS, against_torch, draw
-from tests.on_device.cases import assert_same_when_replayed, kernel, seeds
+from tests.on_device.cases import (
+    assert_empty_and_scattered,
+    assert_same_when_replayed,
+    kernel,
+    near,
+    seeds,
+)
 from tests.pointwise_cases import DEVICE, Guarded, assert_as_good_as_torch, random
 
 CASES = [  # queries, keys, width
@@ -65,6 +71,14 @@ def written(device, dtype):
         assert torch.equal(out.tensor, attention(q, k, v))
 
 
+def edges(device, dtype):
+    operands = draw(0, n=37, m=70, width=40, dtype=dtype)
+    same = torch.equal if device == "cuda" else near  # PyTorch sums in another order
+    assert_empty_and_scattered(attention, operands, [t[:0] for t in operands], same)
+    q, k, v = operands
+    assert (attention(q, k[:, :0], v[:, :0]) == 0).all(), "a row without a key is 0"
+
+
 def replayed(device, dtype):
     operands = draw(0, n=256, m=256, width=64, dtype=dtype)
     assert_same_when_replayed(lambda: [attention(*operands)], device)
@@ -85,6 +99,7 @@ ON_DEVICE = {
         "masks": masks,
         "rows without a key": rows_without_a_key,
         "written": written,
+        "edges": edges,
         "replayed": replayed,
         "launch": launch,
     },

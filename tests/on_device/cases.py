@@ -18,6 +18,33 @@ def kernel(op, tensor):
     return backends.resolve(op, backends.Key(tensor.device.type, tensor.dtype))
 
 
+def scattered(tensor):
+    """The same numbers, each beside a NaN: no layout that a kernel reads in place."""
+    memory = tensor.new_full((*tensor.shape, 2), float("nan"))
+    memory[..., 0] = tensor
+    return memory[..., 0]
+
+
+def results(found):
+    return [found] if torch.is_tensor(found) else list(found)
+
+
+def near(a, b):
+    """Within eight roundings of the largest."""
+    return bool(((a - b).abs() <= 8 * torch.finfo(b.dtype).eps * b.abs().max()).all())
+
+
+def assert_empty_and_scattered(run, operands, empty, same=torch.equal):
+    """No sample gives results of their shapes; scattered operands those of dense ones."""
+    for none, some in zip(results(run(*empty)), results(run(*operands)), strict=True):
+        assert none.numel() == 0
+        assert (none.dtype, none.dim()) == (some.dtype, some.dim())
+    got = results(run(*(scattered(t) for t in operands)))
+    for a, b in zip(got, results(run(*operands)), strict=True):
+        assert not b.isnan().any()
+        assert same(a, b)
+
+
 def assert_same_when_replayed(run, device):
     """Three calls, one on another stream, and two replays of a CUDA graph give the same bits."""
     expected = [t.clone() for t in run()]

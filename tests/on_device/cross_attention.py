@@ -4,7 +4,13 @@ import torch
 
 from fastdiff.ops.cross_attention import cross_attention, why_not
 from tests.attention_cases import LAYOUTS, against_torch, draw
-from tests.on_device.cases import assert_same_when_replayed, kernel, seeds
+from tests.on_device.cases import (
+    assert_empty_and_scattered,
+    assert_same_when_replayed,
+    kernel,
+    near,
+    seeds,
+)
 from tests.pointwise_cases import Guarded, assert_as_good_as_torch
 
 CASES = [  # queries, keys, heads, width
@@ -48,6 +54,12 @@ def written(device, dtype):
         assert torch.equal(out.tensor, cross_attention(q, k, v))
 
 
+def edges(device, dtype):
+    operands = draw(0, n=37, width=40, dtype=dtype)
+    same = torch.equal if device == "cuda" else near  # PyTorch sums in another order
+    assert_empty_and_scattered(cross_attention, operands, [t[:0] for t in operands], same)
+
+
 def batch(device, dtype):
     q, k, v = draw(0, batch=4, n=70, dtype=dtype)
     whole = cross_attention(q, k, v)
@@ -71,6 +83,7 @@ ON_DEVICE = {
         "layouts": layouts,
         "written": written,
         "batch": batch,
+        "edges": edges,
         "replayed": replayed,
         "launch": launch,
     },

@@ -4,7 +4,7 @@ import torch
 
 from fastdiff.ops.group_norm import group_norm, group_norm_out
 from tests import group_norm_cases
-from tests.on_device.cases import assert_same_when_replayed, seeds
+from tests.on_device.cases import assert_empty_and_scattered, assert_same_when_replayed, seeds
 from tests.pointwise_cases import Guarded
 
 PLAIN = {}
@@ -65,6 +65,12 @@ def norm_written(device, dtype):
             assert torch.equal(y.tensor, group_norm(**case)[0])
 
 
+def norm_edges(device, dtype):
+    case = group_norm_cases.make_case(0, (3, 40, 9, 7), 4, dtype=dtype, device=device)
+    x = case.pop("x")
+    assert_empty_and_scattered(lambda x: group_norm(x, **case), [x], [x[:0]])
+
+
 def norm_replayed(device, dtype):
     for shape in ((2, 320, 16, 16), (1, 128, 128, 128)):
         given = {"dtype": dtype, "layout": "channels_last", "device": device}
@@ -92,6 +98,7 @@ ON_DEVICE = {
         "far from zero": norm_far_from_zero,
         "batch": norm_batch,
         "written": norm_written,
+        "edges": norm_edges,
         "replayed": norm_replayed,
         "launch": norm_launch,
     },

@@ -1,5 +1,6 @@
 """philox_normal: the same bits from every kernel, and those that affine_step draws."""
 
+import pytest
 import torch
 
 from fastdiff.ops.philox_normal import philox_normal, philox_normal_ref
@@ -33,6 +34,16 @@ def written(device, dtype):
         assert torch.equal(out, philox_normal(seeds, (size,), dtype=dtype))
 
 
+def edges(device, dtype):
+    """No sample, no element; seeds that do not lie side by side are refused."""
+    seeds = SEEDS.to(device)
+    assert philox_normal(seeds[:0], (4, 3), dtype=dtype).shape == (0, 4, 3)
+    assert philox_normal(seeds, (4, 0), dtype=dtype).shape == (5, 4, 0)
+    apart = torch.stack([seeds, seeds + 1], dim=1)[:, 0]
+    with pytest.raises(ValueError, match="seeds must be a contiguous int64 tensor"):
+        philox_normal(apart, (7,), dtype=dtype)
+
+
 def replayed(device, dtype):
     seeds = SEEDS.to(device)
     assert_same_when_replayed(lambda: [philox_normal(seeds, (4, 33, 32), dtype=dtype)], device)
@@ -63,6 +74,7 @@ ON_DEVICE = {
     "philox_normal": {
         "bits": bits,
         "written": written,
+        "edges": edges,
         "replayed": replayed,
         "counter": counter_in_a_graph,
         "launch": launch,

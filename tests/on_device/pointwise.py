@@ -7,7 +7,13 @@ from fastdiff.ops.add_layer_norm import add_layer_norm
 from fastdiff.ops.bias_residual import bias_residual, bias_residual_ref
 from fastdiff.ops.geglu import geglu
 from tests import group_norm_cases, pointwise_cases
-from tests.on_device.cases import assert_same_when_replayed, kernel, normal, seeds
+from tests.on_device.cases import (
+    assert_empty_and_scattered,
+    assert_same_when_replayed,
+    kernel,
+    normal,
+    seeds,
+)
 from tests.pointwise_cases import Guarded
 
 
@@ -35,6 +41,11 @@ def geglu_written(device, dtype):
         kernel("geglu", x)(x, out.tensor)
         out.check()
         assert torch.equal(out.tensor, geglu(x))
+
+
+def geglu_edges(device, dtype):
+    (x,) = normal(0, (5, 66), dtype=dtype, device=device)
+    assert_empty_and_scattered(geglu, [x], [x[:0]])
 
 
 def geglu_replayed(device, dtype):
@@ -79,6 +90,12 @@ def layer_norm_written(device, dtype):
         assert torch.equal(y.tensor, add_layer_norm(*operands)[0])
 
 
+def layer_norm_edges(device, dtype):
+    x, residual, *affine = _layer_norm(0, (5, 33), dtype, device)
+    none = (x[:0], residual[:0], *affine)
+    assert_empty_and_scattered(add_layer_norm, [x, residual, *affine], none)
+
+
 def layer_norm_replayed(device, dtype):
     operands = _layer_norm(0, (64, 640), dtype, device)
     assert_same_when_replayed(lambda: add_layer_norm(*operands), device)
@@ -117,6 +134,12 @@ def bias_residual_written(device, dtype):
             assert torch.equal(out.tensor, bias_residual(x, bias, residual, scale=0.7))
 
 
+def bias_residual_edges(device, dtype):
+    for layout in group_norm_cases.LAYOUTS:
+        operands = _biased(0, (3, 5, 9, 7), dtype, device, layout)
+        assert_empty_and_scattered(bias_residual, operands, [t[:0] for t in operands])
+
+
 def bias_residual_replayed(device, dtype):
     operands = _biased(0, (2, 64, 16, 16), dtype, device, "channels_last")
     assert_same_when_replayed(lambda: [bias_residual(*operands)], device)
@@ -131,18 +154,21 @@ ON_DEVICE = {
     "geglu": {
         "numbers": geglu_numbers,
         "written": geglu_written,
+        "edges": geglu_edges,
         "replayed": geglu_replayed,
         "launch": geglu_launch,
     },
     "add_layer_norm": {
         "numbers": layer_norm_numbers,
         "written": layer_norm_written,
+        "edges": layer_norm_edges,
         "replayed": layer_norm_replayed,
         "launch": layer_norm_launch,
     },
     "bias_residual": {
         "bits": bias_residual_bits,
         "written": bias_residual_written,
+        "edges": bias_residual_edges,
         "replayed": bias_residual_replayed,
         "launch": bias_residual_launch,
     },

@@ -1,10 +1,18 @@
 """upsample_conv: numbers in both layouts, exact sums of integers."""
 
+import functools
+
 import torch
 
 from fastdiff.ops.upsample_conv import upsample_conv, upsample_conv_ref
 from tests.group_norm_cases import LAYOUTS, in_layout
-from tests.on_device.cases import assert_same_when_replayed, kernel, normal, seeds
+from tests.on_device.cases import (
+    assert_empty_and_scattered,
+    assert_same_when_replayed,
+    kernel,
+    normal,
+    seeds,
+)
 from tests.pointwise_cases import Guarded, assert_as_good_as_torch, random
 
 
@@ -50,6 +58,14 @@ def written(device, dtype):
         out.check()
 
 
+def edges(device, dtype):
+    for layout in LAYOUTS:
+        x, weight, bias = make(0, (2, 8, 5, 6), 4, dtype, device, layout)
+        upsample = functools.partial(upsample_conv, weight=weight, bias=bias)
+        assert upsample(x[:0]).shape == (0, 4, 10, 12)
+        assert_empty_and_scattered(upsample, [x.contiguous()], [x[:0]])
+
+
 def replayed(device, dtype):
     operands = make(0, (1, 32, 16, 16), 32, dtype, device, "channels_last")
     upsample_conv(*operands)  # whatever a convolution sets up
@@ -66,6 +82,7 @@ ON_DEVICE = {
         "numbers": numbers,
         "whole numbers": whole_numbers,
         "written": written,
+        "edges": edges,
         "replayed": replayed,
         "launch": launch,
     },
