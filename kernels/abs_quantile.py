@@ -22,6 +22,7 @@ OPTIONS = {"num_warps": 8, "enable_fp_fusion": False, "ptx_version": 87}
 REGISTERS = 80  # three blocks of 256 threads fit the 65,536 of a multiprocessor
 BLOCK = 2048  # elements that a program counts at once
 PROGRAMS = 528  # 4 for each of 132 multiprocessors
+SAMPLES = 65_535  # in one launch: blocks of a grid in its second direction
 
 
 @triton.jit
@@ -30,13 +31,14 @@ def _bits(x_ptr, at, inside):
     return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def count_kernel(
-    x_ptr, work_ptr, numel, PASS: tl.constexpr, WORK: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr, work_ptr, numel, first, PASS: tl.constexpr, WORK: tl.constexpr, BLOCK: tl.constexpr
 ):
+    """first: the sample that the grid begins with."""
     SHIFT: tl.constexpr = 20 - 10 * PASS
     BINS: tl.constexpr = 2048 if PASS == 0 else 1024
-    sample = tl.program_id(1).to(tl.int64)
+    sample = tl.program_id(1).to(tl.int64) + first
     work = work_ptr + sample * WORK
     state = work + WORK - 8  # found, rank, above, largest
     found = tl.load(state)
@@ -124,5 +126,7 @@ def launch(
         work = torch.zeros(samples, WORKSPACE, dtype=torch.int32, device=x.device)
         for number in range(3):
             constants = {"PASS": number, "WORK": WORKSPACE, **OPTIONS}
-            count_kernel[(programs, samples)](x, work, numel, BLOCK=BLOCK, **constants)
+            for first in range(0, samples, SAMPLES):
+                grid = (programs, min(samples - first, SAMPLES))
+                count_kernel[grid](x, work, numel, first, BLOCK=BLOCK, **constants)
             pick_kernel[(samples,)](work, q, rows, rank, weight, maximum, columns, **constants)

@@ -23,6 +23,7 @@ from fastdiff.kernels.philox_normal import normal_block
 
 NUM_WARPS = 4
 OPTIONS = {"enable_fp_fusion": False, "ptx_version": 87}  # the same code from Triton 3.6 on
+SAMPLES = 65_535  # in one launch: blocks of a grid in its second direction
 
 
 @triton.jit
@@ -61,7 +62,7 @@ def _write(pointer, at, value, mask):
     tl.store(pointer + at, value.to(pointer.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def affine_step_kernel(
     x_ptr,
     uncond_ptr,
@@ -78,12 +79,14 @@ def affine_step_kernel(
     noise_step,
     samples,
     numel,
+    first,
     P: tl.constexpr,
     R: tl.constexpr,
     RING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample = tl.program_id(1).to(tl.int64)
+    """samples: rows of a step, 1 or one for each; first: the sample that the grid begins with."""
+    sample = tl.program_id(1).to(tl.int64) + first
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offset < numel
     at = sample * numel + offset
@@ -121,9 +124,7 @@ def affine_step_kernel(
     m = tl.where(m > hi, hi, m)
     m = tl.load(row + 6) * m
 
-    past = ()
-    for r in tl.static_range(R):
-        past = past + (_read(history[r], at, inside, _reads(row, 4 + r, 1 + P, R)),)
+    # Operand by operand: 1 + P sums are held in registers, not R operands besides.
     results = ()
     for j in tl.static_range(1 + P):
         total = _add(tl.zeros((BLOCK,), tl.float32), _weight(row, j, 0, R), x)
@@ -131,9 +132,13 @@ def affine_step_kernel(
         total = _add(total, _weight(row, j, 2, R), e)
         if noise_ptr is not None or seeds_ptr is not None:
             total = _add(total, _weight(row, j, 3, R), z)
-        for r in tl.static_range(R):
-            total = _add(total, _weight(row, j, 4 + r, R), past[r])
         results = results + (total,)
+    for r in tl.static_range(R):
+        past = _read(history[r], at, inside, _reads(row, 4 + r, 1 + P, R))
+        totals = ()
+        for j in tl.static_range(1 + P):
+            totals = totals + (_add(results[j], _weight(row, j, 4 + r, R), past),)
+        results = totals
 
     # All of an element is read by now, and its thread alone writes it: x_next may be x.
     tail = row + 7 + (1 + P) * (4 + R)
@@ -181,28 +186,30 @@ def launch(
     per_sample = x.numel() // samples
     operands = (x, uncond, cond, noise, x_next, x0, model_input, *history, *kept)
     block = block_size(min(t.element_size() for t in operands if t is not None))
-    grid = (triton.cdiv(per_sample, block), samples)
     with torch.cuda.device_of(x):  # Triton launches on the current device, not on x's
-        affine_step_kernel[grid](
-            x,
-            uncond,
-            cond,
-            noise,
-            tuple(history),
-            x_next,
-            x0,
-            model_input,
-            tuple(kept) or (None,) * keeps,
-            rows,
-            step,
-            seeds,
-            noise_step,
-            rows.shape[1],
-            per_sample,
-            P=keeps,
-            R=len(history),
-            RING=ring,
-            BLOCK=block,
-            num_warps=NUM_WARPS,
-            **OPTIONS,
-        )
+        for first in range(0, samples, SAMPLES):
+            grid = (triton.cdiv(per_sample, block), min(samples - first, SAMPLES))
+            affine_step_kernel[grid](
+                x,
+                uncond,
+                cond,
+                noise,
+                tuple(history),
+                x_next,
+                x0,
+                model_input,
+                tuple(kept) or (None,) * keeps,
+                rows,
+                step,
+                seeds,
+                noise_step,
+                rows.shape[1],
+                per_sample,
+                first,
+                P=keeps,
+                R=len(history),
+                RING=ring,
+                BLOCK=block,
+                num_warps=NUM_WARPS,
+                **OPTIONS,
+            )

@@ -131,12 +131,15 @@ def launch_plan(width: int, element_size: int, capability: int, masked: bool = F
     large = 90 <= capability < 120  # matrix units that read shared memory
     if element_size == 4:  # no matrix units: each product by the ordinary ones
         d1 = max(64, 1 << (width - 1).bit_length())
-        return Plan(d1, 0, min(d1, 256), *((32, 32, 8, 1) if width <= 64 else (16, 16, 8, 1)))
+        # A head of 512 in tiles of 16 x 16 spills on sm_100, though 80 registers are used.
+        rows = 32 if width <= 64 or (d1 == 512 and 100 <= capability < 120) else 16
+        return Plan(d1, 0, min(d1, 256), rows, 32 if width <= 64 else 16, 8, 1)
     if width > 160:  # 256 or 512: no columns are masked, and no keys but the last
         return Plan(width, 0, 256, 128 if capability == 90 else 64, 32, 8, 2 if large else 1)
     d1, d2 = pieces(width)
     if not large and width > (64 if masked else 128):
-        return Plan(d1, d2, d1, 64, 32, 8, 1)
+        # With a mask, and 32 keys, a head of 160 and sm_80 or 120 need more than 255 registers.
+        return Plan(d1, d2, d1, 64, 16 if masked and width > 128 else 32, 8, 1)
     keys = 64 if (large or width <= 64) and not masked else 32
     return Plan(d1, d2, d1, 128, keys, 8, 2)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False, "ptx_version": 87}
 REGISTERS = 64  # eight blocks of 128 threads fit the 65,536 of a multiprocessor
 BLOCK = 1024  # elements per program: two 16-byte stores a thread in float32
+SAMPLES = 65_535  # in one launch: blocks of a grid in its second direction
 
 
 @triton.jit
@@ -95,11 +96,12 @@ def normal_block(seed, start, number, stream, SIZE: tl.constexpr):
     return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def philox_normal_kernel(
-    seeds_ptr, step_ptr, out_ptr, noise_step, stream, numel, BLOCK: tl.constexpr
+    seeds_ptr, step_ptr, out_ptr, noise_step, stream, numel, first, BLOCK: tl.constexpr
 ):
-    sample = tl.program_id(1).to(tl.int64)
+    """first: the sample that the grid begins with."""
+    sample = tl.program_id(1).to(tl.int64) + first
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offset = start + tl.arange(0, BLOCK)
     number = tl.zeros((), tl.int32) + noise_step
@@ -115,8 +117,11 @@ def launch(seeds: Tensor, step: Tensor | None, noise_step: int, stream: int, out
     """Run the kernel; fastdiff.ops.philox_normal has checked the tensors."""
     if out.numel() == 0:  # CUDA refuses an empty grid
         return
-    numel = out.numel() // len(seeds)
+    samples = len(seeds)
+    numel = out.numel() // samples
     with torch.cuda.device_of(out):  # Triton launches on the current device, not on out's
-        philox_normal_kernel[(triton.cdiv(numel, BLOCK), len(seeds))](
-            seeds, step, out, noise_step, stream, numel, BLOCK=BLOCK, **OPTIONS
-        )
+        for first in range(0, samples, SAMPLES):
+            grid = (triton.cdiv(numel, BLOCK), min(samples - first, SAMPLES))
+            philox_normal_kernel[grid](
+                seeds, step, out, noise_step, stream, numel, first, BLOCK=BLOCK, **OPTIONS
+            )

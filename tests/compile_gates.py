@@ -14,7 +14,8 @@ What else a kernel promises (how many 16-byte accesses, HGMMA, no fused product)
 the Code that it gets back.  Each kernel is compiled and disassembled once in a session.
 
 types      of each argument that is not a constant: "*bf16", "i32", "fp32", a tuple of them for a
-           tuple of tensors; "i32:16" is an integer known to be a multiple of 16
+           tuple of tensors, None in it for one that is absent; "i32:16" is an integer known to
+           be a multiple of 16
 constants  values of the constexpr arguments; an optional tensor that is absent is None here
 aligned    pointers are multiples of 16 bytes, as those of whole tensors are
 options    of the launch; num_warps, enable_fp_fusion and ptx_version must be said, for their
@@ -99,16 +100,18 @@ def compile_for(capability, kernel, types, constants, *, aligned=True, **options
 
 @functools.cache
 def _compile(capability, kernel, types, constants, aligned, options) -> Code:
-    signature, attributes = {}, {}
+    signature, attributes, values = {}, {}, dict(constants)
     for i, (name, kind) in enumerate(types):
         parts = kind if isinstance(kind, tuple) else (kind,)
+        values |= {(i, j): None for j, part in enumerate(parts) if part is None}
+        parts = tuple("constexpr" if part is None else part for part in parts)
         for j, part in enumerate(parts):
             if part.endswith(":16") or (part.startswith("*") and aligned):
                 place = (i, j) if isinstance(kind, tuple) else (i,)
                 attributes[place] = [["tt.divisibility", 16]]
         bare = tuple(part.removesuffix(":16") for part in parts)
         signature[name] = bare if isinstance(kind, tuple) else bare[0]
-    source = ASTSource(kernel, signature, dict(constants), attributes)
+    source = ASTSource(kernel, signature, values, attributes)
     options = dict(options)
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     cubin = built.asm["cubin"]

@@ -2,219 +2,162 @@
 meant: no float64, no spills, 16-byte loads and stores, few registers, products rounded before they
 are added where that is promised.
 
-Kernels that are not GATED_HERE have their gates among their own tests, tests/test_<kernel>*.py.
+Of each kernel every plan that its launcher can choose is compiled for sm_90, if it is chosen there,
+and for one more capability, in turn (tests/gates); the two kernels of every denoising network are
+disassembled for all capabilities here, the others among their own tests, tests/test_<kernel>*.py.
+All launches on all capabilities: python -m tests.gates.
 """
 
 import re
-from itertools import product
 from pathlib import Path
 
 import pytest
 
 from tests import compile_gates
-from tests.compile_gates import CAPABILITIES, at_once, check
+from tests.compile_gates import CAPABILITIES, at_once
 
 pytestmark = compile_gates.compiles
 
-KERNELS = Path(__file__).parents[1] / "kernels"
-GATED_HERE = {"affine_step", "group_norm"}
+KERNELS = {path.stem for path in (Path(__file__).parents[1] / "kernels").glob("[!_]*.py")}
+# Launches that were wrong once: more than 255 registers, or more than were meant.
+WRONG_ONCE = [
+    (80, "attention 160 bf16 u8"),
+    (80, "attention 136 bf16 u8"),
+    (120, "attention 160 fp16 u8"),
+    (120, "attention 160 bf16 bf16"),
+    (100, "attention 512 fp32 None"),
+    (120, "group_norm apply fp32 x2 silu parameters fp32 first 1 4 128x4x4x4"),
+    (90, "affine_step 3 9 bf16 bf16 kept,model_input,noise,step,uncond,x0 ring"),
+]
+
+
+@pytest.mark.parametrize("stem", sorted(KERNELS))
+def test_every_plan(stem):
+    from tests.gates import in_turn, judge
+
+    ways = list(in_turn(stem))
+    assert {capability for capability, _ in ways} == set(CAPABILITIES)
+    at_once(lambda way: judge(way[1], way[0]), ways)
+
+
+def test_what_was_wrong_once():
+    from tests.gates import judge, launches
+
+    def one(way):
+        capability, name = way
+        (launch,) = (it for it in launches(name.split()[0], capability) if it.name == name)
+        judge(launch, capability)
+
+    at_once(one, WRONG_ONCE)
+
+
+def test_a_limit_that_does_not_hold_is_seen():
+    from tests.gates import geglu, judge
+
+    launch = geglu.launch("bf16", "")
+    judge(launch, 90)
+    worse = launch.limits | {"registers": 16}
+    with pytest.raises(AssertionError, match="registers"):
+        judge(launch._replace(limits=worse), 90)
+    for change, words in (
+        ({"wide": 7}, "of 128 bits"),
+        ({"products": True}, "no wgmma"),
+        ({"fused": False}, "was fused"),
+    ):
+        with pytest.raises(AssertionError, match=words):
+            judge(launch._replace(**change), 90)
+    with pytest.raises(AssertionError, match="accesses not of"):
+        judge(geglu.launch("bf16", "", aligned=False)._replace(limits=launch.limits
+              | {"aligned": False, "registers": 255}), 90)  # fmt: skip
+
+
+def test_every_kernel_has_launches_and_a_look_at_its_instructions():
+    from tests.gates import STEMS
+
+    assert set(STEMS) == KERNELS
+    for stem in KERNELS - {"affine_step", "group_norm"}:
+        texts = [path.read_text() for path in Path(__file__).parent.glob(f"test_{stem}*.py")]
+        assert any("compile_gates.check(" in text for text in texts), f"{stem} has no gates"
 
 
 @pytest.mark.parametrize(
-    ("dtype", "keeps", "depth", "ring", "drawn"),
-    [("*fp32", 1, 2, True, False), ("*bf16", 3, 5, False, False), ("*bf16", 1, 2, False, True)],
+    ("state", "network", "drawn"),
+    [("fp32", "fp32", False), ("bf16", "bf16", False), ("bf16", "bf16", True)],
 )
-def test_affine_step(dtype, keeps, depth, ring, drawn):
+def test_affine_step(state, network, drawn):
     """Every operand there; sizes are multiples of 16, as those of latents are."""
-    from fastdiff.kernels import affine_step
+    from tests.gates import affine_step, judge
 
-    constants = {"P": keeps, "R": depth, "RING": ring}
-    constants["BLOCK"] = affine_step.block_size(4 if dtype == "*fp32" else 2)
-    types = {"rows_ptr": "*fp32", "step_ptr": "*i32", "samples": "i32", "numel": "i32:16"}
-    types |= {"noise_step": "i32"} | ({"seeds_ptr": "*i64"} if drawn else {})
-    constants |= {"noise_ptr": None} if drawn else {"seeds_ptr": None}
-    types |= {"history": (dtype,) * depth, "kept": (dtype,) * keeps}
-    for name in affine_step.affine_step_kernel.arg_names:
-        if name not in constants:
-            types.setdefault(name, dtype)
-    codes = check(
-        affine_step.affine_step_kernel,
-        types,
-        constants,
-        registers=168,  # three blocks of 128 threads fit the 65,536 of a multiprocessor
-        widths=(32, 64, 128) if drawn else (32, 128),  # a seed has 64 bits
-        num_warps=affine_step.NUM_WARPS,
-        **affine_step.OPTIONS,
+    keeps, depth = 1, 2
+    launch = affine_step.launch(
+        keeps, depth, state, network, affine_step.DRAWN if drawn else affine_step.ALL
     )
+    codes = at_once(lambda c: judge(launch, c, machine=True), CAPABILITIES)
     operands, results = 4 + depth - drawn, 3 + keeps
     for code in codes:
         assert not re.search(r"\bfma", code.ptx), "a product was fused into a sum"
         assert code.count("LDG.E.128") == operands
-        assert code.count("STG.E.128") == results + (keeps * depth if ring else 0)
+        assert code.count("STG.E.128") == results + keeps * depth
 
 
-# group_norm.  What a launch may leave out: an absent tensor is None.
-ABSENT = {
-    "plain": ("x2_ptr", "addend_ptr", "residual_ptr", "total_ptr"),
-    "addend": ("x2_ptr", "residual_ptr", "total_ptr"),
-    "x2": ("addend_ptr", "residual_ptr", "total_ptr"),
-    "residual": ("x2_ptr",),
-    "all": (),
-}
-LIMIT = {  # registers a thread of what has one operand, and of what has more
-    "small": (128, 128),  # 512 threads of 128 fill the 65,536 of a multiprocessor
-    "stats": (80, 128),
-    "apply": (72, 96),
-}
+def test_group_norm_plans_are_these():
+    from tests.gates.group_norm import PLANS
 
-
-def plans():
-    """Every way to compile that launch_plan can choose: (element size, layout, tokens, plan)."""
-    from fastdiff.kernels.group_norm import launch_plan
-
-    channels = [(c, 0) for c in (8, 30, 33, 64, 128, 320, 512, 640, 960, 1280, 1920, 2560)]
-    channels += [(320, 320), (640, 320), (1280, 640), (36, 28)]
-    lengths = (1, 7, 16, 60, 64, 256, 1000, 1024, 4096, 9216, 1 << 14, 1 << 20)
-    found = {}
-    for (c1, c2), length, size in product(channels, lengths, (2, 4)):
-        for groups, last, tokens in product((1, 2, 32), (True, False), (True, False)):
-            if (c1 + c2) % groups == 0:
-                p = launch_plan(c1, c2, length, groups, size, last, tokens)
-                key = (size, last, tokens and not last, p.small, p.cv, p.rv, p.tile, p.store)
-                found[key] = (size, last, tokens and not last, p)
-    return list(found.values())
-
-
-def important(size, last, plan):
-    """Channels last in 16 bit, aligned: what the kernels are for."""
-    return size == 2 and last and plan.cv > 1
-
-
-def variants(size, last, turned, plan):
-    """(kernel, dtype, flags, SiLU) that are compiled of a plan: all where it matters, else the one
-    with the most operands."""
-    dtype, every = "fp32" if size == 4 else "bf16", important(size, last, plan)
-    if plan.small:
-        every &= plan.tile.channels == 64 and plan.tile.warps > 4
-        return [("small", dtype, flags, True) for flags in (ABSENT if every else ["all"])]
-    if every:
-        stats = [("stats", dtype, f, None) for f in ("plain", "x2", "residual", "all")]
-        return stats + [
-            ("apply", dtype, f, silu) for f in ("plain", "x2") for silu in (False, True)
-        ]
-    return [("stats", dtype, "all", None), ("apply", dtype, "x2", True)]
-
-
-def group_norm_code(
-    kernel, dtype, flags, silu, last, turned, plan, capabilities=(90,), aligned=True
-):
-    """The gates on one kernel of group_norm; parameters in float32, so that no access is narrow."""
-    from fastdiff.kernels import group_norm
-
-    function = getattr(group_norm, f"{kernel}_kernel")
-    tile = (plan.store if kernel == "apply" else plan.tile).constants()
-    constants = tile | {"CV": plan.cv, "RV": plan.rv, "LAST": last, "SILU": bool(silu)}
-    constants |= {"OUT_LAST": last or turned} | dict.fromkeys(ABSENT[flags])
-    options = group_norm.OPTIONS | {"num_warps": constants.pop("num_warps")}
-    constants = {k: v for k, v in constants.items() if k in function.arg_names}
-    types = dict.fromkeys(("weight_ptr", "bias_ptr", "addend_ptr", "work_ptr"), "*fp32")
-    types |= dict.fromkeys(("x_ptr", "x2_ptr", "residual_ptr", "total_ptr", "out_ptr"), f"*{dtype}")
-    types |= dict.fromkeys(group_norm.INTEGERS, "i32") | {"eps": "fp32"}
-    types = {k: types[k] for k in function.arg_names if k not in constants}
-    wide, size = aligned and max(plan.cv, plan.rv) > 1, 4 if dtype == "fp32" else 2
-    return check(
-        function,
-        types,
-        constants,
-        registers=LIMIT[kernel][flags != "plain"] if aligned else 168,
-        widths=(32, 128) if wide else (16, 32),
-        capabilities=capabilities,
-        aligned=aligned,
-        machine=important(size, last, plan),
-        **options,
-    )
-
-
-PLANS = plans()
-
-
-def test_plans_are_these():
     assert len([p for *_, p in PLANS if p.small]) == 16
     assert len([p for *_, p in PLANS if not p.small]) == 12
 
 
-@pytest.mark.parametrize("way", PLANS, ids=[f"{i}-{w[3].tile}" for i, w in enumerate(PLANS)])
-def test_group_norm(way):
-    """Every plan on sm_90, with 16-byte accesses to all that is as large as x."""
-    size, last, turned, plan = way
+def main_plan(kernel):
+    """Channels last in 16 bit, aligned: what the kernels are for."""
+    from tests.gates.group_norm import PLANS
 
-    def judge(variant):
-        kernel, dtype, flags, silu = variant
-        (code,) = group_norm_code(kernel, dtype, flags, silu, last, turned, plan)
-        tile = plan.store if kernel == "apply" else plan.tile
-        vectors = tile.rows * tile.channels * tile.unroll * size // (16 * 32 * tile.warps)
-        present = {"x2_ptr", "residual_ptr"} - set(ABSENT[flags])
-        kept = "residual_ptr" in present  # then total is written, and read by small
-        written = {"small": 1 + kept, "stats": kept, "apply": 1}[kernel]
-        read = 1 + len(present)
-        if kernel == "small":
-            read += 1 if kept else read
-        if max(plan.cv, plan.rv) > 1:
-            wide = code.widths(important(size, last, plan))[128]
-            assert wide >= (read + written) * vectors
-            assert wide <= (read + written) * vectors + 6, "more than the vectors of the channels"
-            if important(size, last, plan):
-                assert code.count("STG.E.128") == written * vectors
-
-    at_once(judge, variants(*way))
+    ways = [way for way in PLANS if way[:2] == (2, True) and way[3].cv == 8]
+    if kernel == "small":
+        (way,) = (way for way in ways if way[3].small and way[3].tile[1:] == (64, 4, 16))
+    else:
+        (way,) = (way for way in ways if not way[3].small)
+    return way
 
 
-MAIN = [p for size, last, _, p in PLANS if last and size == 2 and p.cv == 8]
-(LARGE,) = (p for p in MAIN if not p.small)
-(SMALL,) = (p for p in MAIN if p.small and p.tile[1:] == (64, 4, 16))
-
-
-@pytest.mark.parametrize(("kernel", "flags"), [("stats", "all"), ("apply", "x2"), ("small", "all")])
-def test_group_norm_everywhere(kernel, flags):
+@pytest.mark.parametrize(
+    ("kernel", "flags"),
+    [("stats", "all"), ("stats", "plain"), ("apply", "x2"), ("apply", "plain"), ("small", "all")],
+)
+def test_group_norm(kernel, flags):
     """Where a sample begins is computed in 64 bits: that of x, of x2 and of the result."""
-    plan = SMALL if kernel == "small" else LARGE
-    for code in group_norm_code(kernel, "bf16", flags, True, True, False, plan, CAPABILITIES):
-        assert code.count("LDG.E.128") >= 8
-        assert len(re.findall(r"\bm(?:ul|ad)\.lo\.s64", code.ptx)) >= 3
-    group_norm_code(kernel, "fp16", flags, True, True, False, plan)
+    from tests.gates import judge
+    from tests.gates.group_norm import launch, vectors
+
+    way = main_plan(kernel)
+    one = launch(kernel, way, "bf16", flags, True)
+    everywhere = CAPABILITIES if flags != "plain" else (90,)
+    read, written = vectors(kernel, way, flags)
+    for code in at_once(lambda c: judge(one, c, machine=True), everywhere):
+        # Of the channels, too: scale, centre and shift, or weight, bias and addend.
+        assert read <= code.count("LDG.E.128") <= read + 6
+        assert code.count("STG.E.128") - written in ((0, 1, 2) if kernel == "stats" else (0,))
+        if flags != "plain":
+            assert len(re.findall(r"\bm(?:ul|ad)\.lo\.s64", code.ptx)) >= 3
+        elif kernel == "apply" or kernel == "stats":
+            # 64 bytes in flight a thread; 25 kB on a multiprocessor hide the latency of 4.3 TB/s.
+            assert code.blocks() >= 8
 
 
 def test_group_norm_finish():
     """With the parameters of the model in bfloat16, and without any (on sm_90)."""
-    from fastdiff.kernels.group_norm import FINISH, INTEGERS, OPTIONS, finish_kernel
+    from tests.gates import judge
+    from tests.gates.group_norm import launch
 
-    constants, options = {"BLOCK": FINISH["BLOCK"]}, OPTIONS | {"num_warps": FINISH["num_warps"]}
-    types = {"work_ptr": "*fp32", "addend_ptr": "*fp32", "weight_ptr": "*bf16", "bias_ptr": "*bf16"}
-    types |= dict.fromkeys(set(INTEGERS) & set(finish_kernel.arg_names), "i32") | {"eps": "fp32"}
-    limits = {"registers": 80, "widths": (16, 32, 128)} | options
-    check(finish_kernel, types, constants, **limits)
-    absent = ("addend_ptr", "weight_ptr", "bias_ptr")
-    types = {k: v for k, v in types.items() if k not in absent}
-    check(finish_kernel, types, constants | dict.fromkeys(absent), capabilities=[90], **limits)
+    way = main_plan("stats")
+    one = launch("finish", way, "bf16", "addend", False, "bf16")
+    at_once(lambda c: judge(one, c, machine=True), CAPABILITIES)
+    judge(launch("finish", way, "bf16", "plain", False, "none"), 90)
 
 
 @pytest.mark.parametrize("kernel", ["stats", "apply", "small"])
 def test_group_norm_of_tensors_at_odd_addresses(kernel):
     """Views whose memory does not begin at a multiple of 16 bytes: narrow, but no worse."""
-    plan = SMALL if kernel == "small" else LARGE
-    group_norm_code(kernel, "bf16", "plain", True, True, False, plan, aligned=False)
+    from tests.gates import judge
+    from tests.gates.group_norm import launch
 
-
-def test_group_norm_leaves_room_for_other_blocks():
-    """64 bytes in flight a thread; 25 kB on a multiprocessor hide the latency of 4.3 TB/s."""
-    for kernel, blocks in (("stats", 8), ("apply", 8)):
-        (code,) = group_norm_code(kernel, "bf16", "plain", True, True, False, LARGE)
-        assert code.blocks() >= blocks
-
-
-def test_every_kernel_is_compiled():
-    stems = {path.stem for path in KERNELS.glob("[!_]*.py")}
-    assert stems >= GATED_HERE
-    for stem in stems - GATED_HERE:
-        texts = [path.read_text() for path in Path(__file__).parent.glob(f"test_{stem}*.py")]
-        assert any("compile_gates.check(" in text for text in texts), f"{stem} has no gates"
+    judge(launch(kernel, main_plan(kernel), "bf16", "plain", True, aligned=False), 90)

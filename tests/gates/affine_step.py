@@ -1,0 +1,88 @@
+"""Launches of kernels/affine_step.py: P and R, which operands there are, dtypes, addresses.
+
+The three pairs (P, R) that the package's solvers have are compiled with everything, with as little
+as there can be, as a plan's loop and as a scheduler's step launches them.  Of what the op accepts
+besides, those pairs to which no vector can be added: they hold all others.
+"""
+
+from collections.abc import Iterator, Set
+from itertools import product
+
+from fastdiff.kernels.affine_step import NUM_WARPS, OPTIONS, affine_step_kernel, block_size
+from fastdiff.ops.affine_step_checks import MAX_COLUMNS, MAX_VECTORS, row_size
+from fastdiff.registry import SOLVERS
+from tests.gates import Launch
+
+SIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
+DTYPES = [(d, d) for d in ("bf16", "fp16", "fp32")] + [("fp32", "bf16"), ("fp32", "fp16")]
+OPTIONAL = {"uncond_ptr", "noise_ptr", "x0_ptr", "model_input_ptr", "step_ptr", "seeds_ptr", "kept"}
+NETWORK = {"cond_ptr", "uncond_ptr", "model_input_ptr"}  # in the dtype of the network
+ALL = OPTIONAL - {"seeds_ptr"}
+DRAWN = OPTIONAL - {"noise_ptr"}
+LOOP = {"uncond_ptr", "model_input_ptr"}  # of sample()
+STEP = {"x0_ptr", "kept"}  # of a scheduler
+
+SOLVED = {(len(s.depths), max(s.depths, default=0)) for s in SOLVERS.values()}
+ACCEPTED = {
+    (keeps, depth)
+    for keeps, depth in product(range(MAX_VECTORS + 1), repeat=2)
+    if keeps + depth <= MAX_VECTORS and row_size(keeps, depth) <= MAX_COLUMNS
+}
+LARGEST = {(p, r) for p, r in ACCEPTED if not {(p + 1, r), (p, r + 1)} & ACCEPTED}
+
+
+def launch(
+    keeps: int,
+    depth: int,
+    state: str,
+    network: str,
+    present: Set[str],
+    *,
+    ring: bool = True,
+    aligned: bool = True,
+    whole: bool = True,
+) -> Launch:
+    """state, network: dtypes of all that is x or comes of it, and of what the network reads and
+    writes; present: of OPTIONAL, what is there; whole: samples are multiples of 16 elements."""
+    sizes = (SIZES[state], SIZES[network])
+    constants = {"P": keeps, "R": depth, "RING": ring, "BLOCK": block_size(min(sizes))}
+    constants |= dict.fromkeys(OPTIONAL - present - {"kept"})
+    types = {"rows_ptr": "*fp32", "step_ptr": "*i32", "seeds_ptr": "*i64", "samples": "i32"}
+    types |= {"numel": "i32:16" if whole else "i32", "noise_step": "i32", "first": "i32"}
+    types |= {"history": (f"*{state}",) * depth}
+    types |= {"kept": (f"*{state}" if "kept" in present else None,) * keeps}
+    types |= dict.fromkeys(NETWORK, f"*{network}")
+    types = {n: types.get(n, f"*{state}") for n in affine_step_kernel.arg_names}
+    types = {name: kind for name, kind in types.items() if name not in constants}
+    limits = {"registers": 168, "widths": (32, 64, 128) if aligned and whole else (16, 32, 64)}
+    limits |= {"aligned": aligned, "num_warps": NUM_WARPS, **OPTIONS}
+    names = ",".join(sorted(name.removesuffix("_ptr") for name in present))
+    name = f"affine_step {keeps} {depth} {state} {network} {names}{' ring' * ring}"
+    name += " odd address" * (not aligned) + " odd size" * (not whole)
+    # Of the pairs that no solver has, the one that needs the most registers is compiled in turn.
+    solved = (keeps, depth) in SOLVED
+    key = (keeps, depth, *sizes) if solved else ("accepted", *sizes)
+    return Launch(
+        name,
+        (*key, (keeps, depth) == max(SOLVED) and "seeds_ptr" in present),
+        affine_step_kernel,
+        types,
+        constants,
+        limits,
+        fused=False,
+    )
+
+
+def launches(capability: int) -> Iterator[Launch]:
+    for keeps, depth in sorted(SOLVED | LARGEST):
+        for (state, network), present in product(DTYPES, (ALL, DRAWN)):
+            if (keeps, depth) in SOLVED or "fp16" not in (state, network):
+                yield launch(keeps, depth, state, network, present)
+    for (keeps, depth), (state, network) in product(sorted(SOLVED), DTYPES):
+        for noise in (set(), {"noise_ptr"}, {"seeds_ptr"}):
+            yield launch(keeps, depth, state, network, LOOP | noise)
+            yield launch(keeps, depth, state, network, STEP | noise, ring=False)
+        yield launch(keeps, depth, state, network, set(), ring=False)
+        for present in (ALL, DRAWN):
+            yield launch(keeps, depth, state, network, present, aligned=False)
+            yield launch(keeps, depth, state, network, present, whole=False)
