@@ -309,6 +309,7 @@ def test_the_machine_code(number):
     capabilities = CAPABILITIES if number == 2 else (90,)
     constants = {"PASS": number}
     types = {"x_ptr": "*bf16" if number == 1 else "*fp32", "work_ptr": "*i32", "numel": "i32:16"}
+    types["first"] = "i32"
     block = {"BLOCK": abs_quantile.BLOCK}
     for code in gates(abs_quantile.count_kernel, types, constants | block, capabilities):
         assert code.count("LDG.E.128") >= 1

@@ -287,7 +287,7 @@ def test_the_machine_code(dtype):
     from tests import compile_gates
 
     types = {"seeds_ptr": "*i64", "step_ptr": "*i32", "out_ptr": dtype}
-    types |= {"noise_step": "i32", "stream": "i32", "numel": "i32:16"}
+    types |= {"noise_step": "i32", "stream": "i32", "numel": "i32:16", "first": "i32"}
     codes = compile_gates.check(
         kernel.philox_normal_kernel,
         types,

@@ -9,13 +9,14 @@ from tests.gates import Launch
 SIZES = {"u8": 1, "bf16": 2, "fp16": 2, "fp32": 4}
 
 
-def budget(plan: Plan, dtype: str) -> int:
+def budget(plan: Plan, dtype: str, masked: bool) -> int:
     """Registers of each of 256 threads.  Two blocks fit in float32.  One block of 16 bit has all of
-    a multiprocessor's, of which 15 a thread are left for another version of the compiler; but not
-    where a head of 160 is held and a dot's operands, too: there, stack is what it may not need."""
+    a multiprocessor's, of which 15 a thread are left to another version of the compiler; but for
+    what holds a mask, too, or a head of 160 and the operands of its dots: there all 255 are meant,
+    and what cannot be had is stack."""
     if dtype == "fp32":
         return 128
-    return 255 if plan.d1 == 128 and plan.d2 and plan.rows == 64 else 240
+    return 255 if masked or (plan.d1 == 128 and plan.d2 and plan.rows == 64) else 240
 
 
 def launch(width: int, dtype: str, mask: str | None, capability: int) -> Launch:
@@ -32,7 +33,7 @@ def launch(width: int, dtype: str, mask: str | None, capability: int) -> Launch:
     # keys, has less than 16 bytes for each of 256 threads.
     widths = {128, 64, 32} if plan.d2 else {128}
     widths |= {8 * SIZES[mask[1:]]} if mask else set()
-    limits = options | {"registers": budget(plan, dtype), "widths": tuple(widths)}
+    limits = options | {"registers": budget(plan, dtype, mask is not None), "widths": tuple(widths)}
     name = f"attention {width} {dtype} {mask and mask[1:]}"
     key = (plan, dtype == "fp32", mask is not None)
     return Launch(name, key, attention_kernel, types, constants, limits, dtype != "fp32")
