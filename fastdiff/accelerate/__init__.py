@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 from fastdiff import backends
 from fastdiff.accelerate import choice, inventory
@@ -19,6 +19,7 @@ from fastdiff.accelerate.swap import is_swapped, swap, unswap, why_not
 from fastdiff.schedulers.fused import FusedStep
 
 T = TypeVar("T")
+NO_CLASS = "there is no accelerated class for it"
 
 
 def accelerate(obj: T, *, strict: bool = False) -> T:
@@ -31,8 +32,10 @@ def accelerate(obj: T, *, strict: bool = False) -> T:
     channels_last.  Where no kernel is better than PyTorch's own operators, those run.
 
     What cannot be accelerated is left alone and listed by `report`.  strict=True raises ValueError
-    for it (nothing is changed then), and later RuntimeError where a step or a module would have to
-    leave its fast path.  Calling it twice is calling it once; the last call's strict counts.
+    for it, and nothing is changed then; of a pipeline its schedulers and the networks of diffusers
+    count, not its text encoders or its safety checker.  Later it raises RuntimeError where a step
+    or a module would have to leave its fast path.  Calling it twice is calling it once; the last
+    call's strict counts.
     """
     parts = _parts(obj)
     schedulers = {name: part for name, part in parts if isinstance(part, SchedulerMixin)}
@@ -40,7 +43,7 @@ def accelerate(obj: T, *, strict: bool = False) -> T:
     reasons = {name: why for name, part in stock.items() if (why := why_not(type(part)))}
     networks = _networks(parts)
     if strict:
-        refused = reasons | _refused(networks)
+        refused = reasons | _refused(networks) | _unknown(parts)
         if refused:
             raise ValueError(
                 "; ".join(f"{n} cannot be accelerated: {why}" for n, why in refused.items())
@@ -64,6 +67,18 @@ def _refused(networks: dict[str, torch.nn.Module]) -> dict[str, str]:
         for name, network in networks.items()
         for item in inventory.considered(network)
         if (why := inventory.why_refused(item))
+    }
+
+
+def _unknown(parts: list[tuple[str, Any]]) -> dict[str, str]:
+    """Networks of diffusers that we have no class for, as a DiT, or whatever was given by itself;
+    not the text encoders and safety checkers of a pipeline, which are none of ours."""
+    return {
+        name: NO_CLASS
+        for name, part in parts
+        if isinstance(part, torch.nn.Module)
+        and (len(parts) == 1 or isinstance(part, ModelMixin))
+        and not inventory.networks_in(name, part)
     }
 
 
@@ -107,8 +122,8 @@ def _rows(name: str, part: Any) -> list[ReportRow]:
         return [_row(name, part)]
     networks = inventory.networks_in(name, part)
     if not networks:
-        why = "left alone: there is no accelerated class for it"
-        return [ReportRow(name, f"module {type(part).__name__}", "stock", why)]
+        kind = f"module {type(part).__name__}"
+        return [ReportRow(name, kind, "stock", f"left alone: {NO_CLASS}")]
     return [row for own, network in networks for row in inventory.rows(own, network)]
 
 

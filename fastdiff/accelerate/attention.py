@@ -16,12 +16,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
 from fastdiff.accelerate import choice, norms
+from fastdiff.ops.attention import attention_and_choice, why_no_kernel
 
 PLAIN = (AttnProcessor2_0, AttnProcessor)
 
@@ -74,11 +74,18 @@ def why_left(module: Any) -> str:
 
 
 def describe(module: Any) -> tuple[str, str]:
-    """Who computes the attention of a module, and why."""
+    """Who computes the attention of a module, and why: of its last call, where there was one."""
     asked = getattr(module.processor, "_attention_backend", None)
     if asked is not None:
         return "diffusers", f"{asked.value}, as set_attention_backend asked; {module.WHAT}"
-    return "sdpa", f"PyTorch's scaled_dot_product_attention; {module.WHAT}"
+    mine = choice.tally(module)
+    if mine is not None and mine.attention is not None:
+        return mine.attention[0], f"{mine.attention[1]}; {module.WHAT}"
+    weight = choice.weight(module.to_q)
+    device = "cpu" if weight is None else weight.device.type
+    if (why := why_no_kernel(device)) is not None:
+        return "torch", f"{why}; {module.WHAT}"
+    return "chosen", f"by the table of measurements, once it has run; {module.WHAT}"
 
 
 def _why_not_now(module: Any, x: Tensor, others: dict[str, Any]) -> str:
@@ -104,7 +111,7 @@ def _attended(module: Any, x: Tensor, context: Tensor | None, mask: Tensor | Non
 
     heads = (module.to_q(tokens), module.to_k(context), module.to_v(context))
     q, k, v = (t.unflatten(-1, (module.heads, -1)) for t in heads)
-    y = _by_heads(module.processor, q, k, v, mask, module.scale)
+    y = _by_heads(module, q, k, v, mask)
     out: Tensor = module.to_out[1](module.to_out[0](y.flatten(2)))
 
     if x.dim() == 4:
@@ -127,21 +134,18 @@ def _tokens(module: Any, x: Tensor) -> Tensor:
     return tokens
 
 
-def _by_heads(
-    processor: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
-) -> Tensor:
+def _by_heads(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(scale * q k' + mask) v, (B, N, H, D); AttnProcessor2_0 has its own idea of scale."""
+    processor, scale = module.processor, module.scale
     if type(processor) is AttnProcessor2_0:
         scale = q.shape[-1] ** -0.5
     backend = getattr(processor, "_attention_backend", None)
     if backend is not None:  # set_attention_backend was called
         y: Tensor = dispatch_attention_fn(q, k, v, attn_mask=mask, scale=scale, backend=backend)
         return y
-    return scaled_dot_product(q, k, v, mask, scale)
-
-
-def scaled_dot_product(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
-) -> Tensor:
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale).transpose(1, 2)
+    y, chosen = attention_and_choice(q, k, v, mask=mask, scale=scale)
+    mine = None if torch.compiler.is_compiling() else choice.tally(module)
+    if mine is not None and chosen is not None:
+        mine.attention = chosen
+        mine.calls[f"attention by {chosen.name}"] += 1
+    return y

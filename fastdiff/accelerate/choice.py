@@ -39,16 +39,19 @@ CPU_LEAST = {"add_layer_norm": 1 << 18, "bias_residual": math.inf}
 class Tally:
     """Kept by a swapped module under NAME, and gone when it is restored.
 
-    strict   raise where the fast path cannot be taken
-    calls    how often it ran: "fused", "torch: <why PyTorch is better>", "stock: <why it must be>"
-    paired   of a GroupNorm and of the SiLU after it: the norm applies the SiLU, too
-    strides  of a network: (shape, strides) of its weights before they were laid out anew, by name
+    strict     raise where the fast path cannot be taken
+    calls      how often it ran: "fused", "torch: <why PyTorch is better>", "stock: <why it must
+               be>"; of attention besides "attention by <whom the chooser took>"
+    paired     of a GroupNorm and of the SiLU after it: the norm applies the SiLU, too
+    strides    of a network: (shape, strides) of its weights before they were laid out anew, by name
+    attention  of attention: whom the chooser took at the last call, and why
     """
 
     strict: bool = False
     calls: Counter[str] = field(default_factory=Counter)
     paired: bool = False
     strides: dict[str, tuple[torch.Size, tuple[int, ...]]] = field(default_factory=dict)
+    attention: tuple[str, str] | None = None
 
 
 def tally(module: nn.Module) -> Tally | None:

@@ -9,6 +9,7 @@ import torch
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from fastdiff import backends
 from fastdiff.accelerate import attention, choice, layout, norms, transformer, upsampling
 from fastdiff.accelerate.report_rows import ReportRow
 from fastdiff.accelerate.swap import INNER, NETWORKS, is_swapped, stock_of, swaps, why_not
@@ -157,7 +158,10 @@ def _row(name: str, item: Considered) -> ReportRow:
         return ReportRow(name, kind, "stock", f"left alone: {left}", calls)
     if mine is None:
         return ReportRow(name, kind, "stock", NOT_YET)
-    return ReportRow(name, kind, *_chosen(item.module), calls)
+    try:
+        return ReportRow(name, kind, *_chosen(item.module), calls)
+    except backends.BackendError as error:  # use_backend asks for what cannot run here
+        return ReportRow(name, kind, "none", str(error), calls)
 
 
 def _chosen(module: Any) -> tuple[str, str]:

@@ -14,11 +14,14 @@ class ReportRow:
 
     name     where it hangs ("scheduler", "unet", "unet.mid_block.resnets.0", ..)
     kind     "scheduler" or "module", and its class
-    backend  the backend that runs it; "torch" or "sdpa" if PyTorch's operators are better here;
-             "swapped" for a network, whose modules have rows of their own; "stock" if left alone
+    backend  the backend that runs it; "torch" if PyTorch's operators are better here; of attention
+             whom its chooser took at the last call (fastdiff.ops.attention), or "chosen" before
+             one, or "diffusers" where set_attention_backend asked for another; "swapped" for a
+             network, whose modules have rows of their own; "stock" if left alone; "none" where
+             use_backend asks for what cannot run here
     why      the reason for that choice
     calls    counts: steps on a kernel, on the reference by reason, timesteps looked up by value;
-             of a module "fused", "torch: ..", "stock: ..", with the reason
+             of a module "fused", "torch: ..", "stock: ..", with the reason, and "attention by .."
     """
 
     name: str

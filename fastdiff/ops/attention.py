@@ -75,6 +75,20 @@ def attention(
     return call(op, _run, attention_ref, q, k, v, mask, default_scale(q, scale))
 
 
+def attention_and_choice(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None
+) -> tuple[Tensor, Choice | None]:
+    """(out, who computed it), for callers that report; asked once.  None while torch.compile
+    traces: there it is decided when the graph runs."""
+    if torch.compiler.is_compiling():
+        return attention(q, k, v, mask=mask, scale=scale), None
+    check_arguments(q, k, v, mask)
+    if (reason := backends.why_reference(q, k, v, mask)) is not None:
+        return attention(q, k, v, mask=mask, scale=scale), Choice("torch", reason)
+    chosen = _choice(q, k, mask)
+    return _computed(chosen.name, q, k, v, mask, default_scale(q, scale)), chosen
+
+
 def attention_ref(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """The definition in PyTorch operators: on any device, through any transform."""
     return sdpa(q, k, v, mask, scale)
@@ -109,8 +123,8 @@ def _choice(q: Tensor, k: Tensor, mask: Tensor | None) -> Choice:
         if reason := why_not(q, mask):
             raise refused("attention", backend, reason)
         return Choice("triton", f"use_backend asked for {backend}")
-    if not q.is_cuda:
-        return Choice("torch", f"there is no kernel of ours for {q.device.type}")
+    if (reason := why_no_kernel(q.device.type)) is not None:
+        return Choice("torch", reason)
     found = _attention_table.lookup(
         _attention_table.device_name(q.device.index or 0),
         str(q.dtype).removeprefix("torch."),
@@ -122,6 +136,11 @@ def _choice(q: Tensor, k: Tensor, mask: Tensor | None) -> Choice:
     if (reason := _cannot(found.name, q, k, mask)) is not None:
         return Choice("torch", f"{found.name} was measured to be fastest, but {reason}")
     return found
+
+
+def why_no_kernel(device: str) -> str | None:
+    """Why PyTorch's attention runs on every tensor of a type of device; None if not on every."""
+    return None if device == "cuda" else f"there is no kernel of ours for {device}"
 
 
 def why_not(q: Tensor, mask: Tensor | None = None) -> str | None:
@@ -176,7 +195,12 @@ def active_flash() -> str:
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    name = _choice(q, k, mask).name
+    return _computed(_choice(q, k, mask).name, q, k, v, mask, scale)
+
+
+def _computed(
+    name: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
     if name == "torch":
         return attention_ref(q, k, v, mask, scale)
     if name in KINDS:
