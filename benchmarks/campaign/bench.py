@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.campaign import under_pytest
 from benchmarks.campaign.record import Row
-from benchmarks.campaign.task import Task
+from benchmarks.campaign.task import RED, Task
 from benchmarks.provenance import ROOT
 
 DRY_CASES = 1
@@ -24,7 +24,7 @@ def run(name: str, task: Task) -> None:
         task.skip(path.name, "it times the CPU only: python -m benchmarks", benchmark=name)
         return
     if red := task.context.get("red", {}).get(name):
-        task.skip(path.name, f"not timed, for its check on this device is red: {red}")
+        task.skip(path.name, RED.format(red))
         return
 
     def what(item: pytest.Item) -> Row:

@@ -70,11 +70,12 @@ def copy(task: Task, size: int) -> Row:
             torch.neg(source, out=target)
 
     calls = {"copy_": copies, "neg": negations}
+    for name, call in calls.items():
+        call()
+        for source, target in tensors:
+            assert torch.equal(target, -source if name == "neg" else source), f"{name}: no copy"
     timers = {name: timer(task.device, call, inner) for name, call in calls.items()}
     times = compare(task, timers, seconds=0.5)
-    for name, (source, target) in zip(calls, [tensors[0], tensors[-1]], strict=True):
-        calls[name]()
-        assert torch.equal(target, -source if name == "neg" else source), f"{name} does not copy"
     return {"bytes": pairs * 2 * size, "repeats": pairs, "times": times}
 
 
@@ -85,25 +86,30 @@ def matrix(task: Task, shape: tuple[int, int, int]) -> Row:
     a, b = torch.randn(m, k, **kind), torch.randn(k, n, **kind)
     out = torch.empty(m, n, **kind)
     call = functools.partial(torch.mm, a, b, out=out)
-    times = compare(task, {"torch.mm": timer(task.device, call, 5)}, seconds=0.5)
+    call()
     part = slice(0, 64)  # rows of the result; their float64 product takes no time
     wide = a[part].double() @ b.double()
     error = (out[part].double() - wide).norm() / wide.norm()
     assert error < 1e-2, f"the product is wrong by {error:.2g}"
+    times = compare(task, {"torch.mm": timer(task.device, call, 5)}, seconds=0.5)
     moved = 2 * (m * k + k * n + m * n)
     return {"bytes": moved, "flops": 2 * m * n * k, "times": times}
 
 
 def convolution(task: Task, shape: tuple[int, int, int, int]) -> Row:
-    """3x3, bf16, in both layouts."""
+    """3x3, bf16, in both layouts.  A corner of the result is compared with float64."""
     samples, channels, filters, side = shape
     kind: dict[str, Any] = {"dtype": torch.bfloat16, "device": task.device}
     x, w = torch.randn(samples, channels, side, side, **kind), torch.randn(filters, channels, 3, 3)
     w, timers = w.to(task.device, torch.bfloat16), {}
+    corner = x[..., :9, :9].double()  # what the first 8x8 pixels of the result depend on
+    wide = torch.conv2d(corner, w.double(), padding=1)[..., :8, :8]
     layouts = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
     for name, layout in layouts.items():
         operands = (t.contiguous(memory_format=layout) for t in (x, w))
         call = functools.partial(torch.conv2d, *operands, padding=1)
+        error = (call()[..., :8, :8].double() - wide).norm() / wide.norm()
+        assert error < 1e-2, f"{name}: the convolution is wrong by {error:.2g}"
         timers[name] = timer(task.device, call, 5)
     flops = 2 * 9 * samples * channels * filters * side * side
     moved = 2 * samples * side * side * (channels + filters) + 2 * w.numel()
@@ -114,6 +120,10 @@ def launch(task: Task) -> Row:
     """The smallest kernel, a thousand times in one graph; and a graph of one."""
     x = torch.zeros(1, device=task.device)
     many, one = (captured(lambda: x.add_(1), n) for n in (LAUNCHES, 1))
+    x.zero_()
+    many.replay()
+    one.replay()
+    assert x.item() == LAUNCHES + 1, f"the graphs have {x.item():g} kernels, not {LAUNCHES} and 1"
     timers = {
         "kernel in a graph": on_the_device(many.replay, LAUNCHES),
         "graph of one kernel": on_the_device(one.replay, 1),

@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.campaign.clock import Timer, captured, compare, on_the_device, on_the_host
 from benchmarks.campaign.model_configs import MODELS, PEAK, TINY, Model
 from benchmarks.campaign.record import Row
-from benchmarks.campaign.task import Task
+from benchmarks.campaign.task import RED, Task
 from benchmarks.side_by_side import OURS
 
 KERNELS = ("cuda", "triton", "cpu")
@@ -58,6 +58,9 @@ def one_size(task: Task, name: str, model: Model, dtype: str) -> None:
         if who == COMPILED and (task.dry or not task.compiles):
             without = {} if task.compiles else {"left out": COMPILED}
             task.skip(names[who], "torch.compile was left out", **what, **without)
+        elif who.startswith(OURS) and (red := task.context.get("red")):
+            words = "; ".join(f"{op}: {why}" for op, why in red.items())
+            task.skip(names[who], RED.format(words), **what)
         else:
             task.measure(names[who], functools.partial(bench.measure, who), **what)
 

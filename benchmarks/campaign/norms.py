@@ -26,11 +26,12 @@ from torch import Tensor
 
 from benchmarks.campaign.clock import Timer, captured, compare, on_the_device, on_the_host
 from benchmarks.campaign.record import Row
-from benchmarks.campaign.task import Task
+from benchmarks.campaign.task import RED, Task
 from benchmarks.results import COMPILED
 from benchmarks.side_by_side import OURS, Call
 
 GROUPS, EPS = 32, 1e-5
+CONTIGUOUS = "eager, contiguous"
 ROUNDINGS = 8  # of bf16, of numbers no larger than the largest result
 
 
@@ -89,6 +90,9 @@ TINY = [Norm((2, 64, 4, 4), 2, 1), Norm((1, 32, 7), 1)]
 
 
 def run(task: Task) -> None:
+    if red := task.context.get("red", {}).get("group_norm"):
+        task.skip("group_norm", RED.format(red), benchmark="group_norm_set")
+        return
     for name, norms in SETS.items():
         norms = TINY if task.dry else norms
         for inputs in ("own", "shared"):
@@ -152,8 +156,10 @@ def measure(task: Task, norms: list[Norm], own: bool) -> Row:
         for silu in {norm.bare < norm.number, not norm.bare}:
             truth = native(each[0].double(), *(p.double() for p in parameters[norm.shape[1]]), silu)
             bound = ROUNDINGS * torch.finfo(torch.bfloat16).eps * truth.abs().max().item()
-            for name, one in runs.items():
-                got = one(each[0], *parameters[norm.shape[1]], silu)
+            given = {name: (one, each[0]) for name, one in runs.items()}
+            given[CONTIGUOUS] = (native, each[0].contiguous())
+            for name, (one, x) in given.items():
+                got = one(x, *parameters[norm.shape[1]], silu)
                 error = (got.double() - truth).abs().max().item()
                 assert error <= bound, f"{name} at {norm.shape}: {error:.3g} > {bound:.3g}"
                 check[name] = max(check.get(name, 0.0), error / bound)
@@ -173,7 +179,7 @@ def measure(task: Task, norms: list[Norm], own: bool) -> Row:
                 for i, x in enumerate(each):
                     native(x, *parameters[norm.shape[1]], i >= norm.bare)
 
-        timers["eager, contiguous"] = timer(task.device, contiguous)
+        timers[CONTIGUOUS] = timer(task.device, contiguous)
     times = compare(task, timers, seconds=2.0)
     found = {"largest error / bound": check}
     without = {} if task.compiles else {"left out": COMPILED}
