@@ -32,6 +32,7 @@ def test_what_is_replaced_stands_there_once(kind):
 @pytest.mark.parametrize(("kind", "stem"), KERNELS_OF)
 def test_each_kernel_has_a_bug_of_each_kind(kind, stem):
     names = [name for name, (_, file, *_) in LISTS[kind].items() if Path(file).stem == stem]
+    assert names, f"no bug is planted in {stem}: see tests/planted"
     for fault, words in planted.KINDS.items():
         found = [name for name in names if re.search(words, name)]
         assert bool(found) != ((kind, stem, fault) in DO_NOT_APPLY), f"no {fault} in {names}"
