@@ -32,6 +32,7 @@ from fastdiff.ops._cross_attention_plan import pieces
 
 LOG2E = 1.4426950408889634
 OPTIONS = {"enable_fp_fusion": True, "ptx_version": 87}
+INTERPRETED_AS = 90  # the capability that Triton's interpreter stands for
 INTEGERS = ["N", "M", "H", "tiles", "q_b", "q_n", "q_h", "k_b", "k_m", "k_h", "v_b", "v_m", "v_h"]
 INTEGERS += ["mask_b", "mask_h", "mask_n", "mask_m"]
 
@@ -131,8 +132,9 @@ def launch_plan(width: int, element_size: int, capability: int, masked: bool = F
     large = 90 <= capability < 120  # matrix units that read shared memory
     if element_size == 4:  # no matrix units: each product by the ordinary ones
         d1 = max(64, 1 << (width - 1).bit_length())
-        # A head of 512 in tiles of 16 x 16 spills on sm_100, though 80 registers are used.
-        rows = 32 if width <= 64 or (d1 == 512 and 100 <= capability < 120) else 16
+        # Tiles of 16 x 16 of a head of 512 spill on sm_100, those of 32 x 32 with a mask on sm_86.
+        wide = width <= 64 and not masked
+        rows = 32 if wide or (d1 == 512 and 100 <= capability < 120) else 16
         return Plan(d1, 0, min(d1, 256), rows, 32 if width <= 64 else 16, 8, 1)
     if width > 160:  # 256 or 512: no columns are masked, and no keys but the last
         return Plan(width, 0, 256, 128 if capability == 90 else 64, 32, 8, 2 if large else 1)
@@ -147,7 +149,7 @@ def launch_plan(width: int, element_size: int, capability: int, masked: bool = F
 def launch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, out: Tensor) -> None:
     """Run the kernel on tensors that can be read in place; fastdiff.ops has checked them."""
     (batch, length, heads, width), keys = q.shape, k.shape[1]
-    capability = 90  # what the interpreter stands for
+    capability = INTERPRETED_AS
     if q.is_cuda:
         major, minor = torch.cuda.get_device_capability(q.device)
         capability = 10 * major + minor

@@ -350,10 +350,10 @@ def launch_plan(
 
 def cut(kernel: str, p: Plan, x2: bool, residual: bool, size: int, aligned: bool = True):
     """(tile, steps) of a launch: of many operands half as much at a time, of narrow accesses one
-    tile, or registers spill.  The same rows in the same order, so the same bits."""
+    tile or two, or registers spill.  The same rows in the same order, so the same bits."""
     tile, steps = (p.store, p.store_steps) if kernel == "apply" else (p.tile, p.steps)
     many = x2 and (size == 4 if kernel == "apply" else residual)
-    unroll = 1 if not aligned else max(1, tile.unroll // (1 + many))
+    unroll = max(1, tile.unroll // (1 + many if aligned else 8 // size))
     return tile._replace(unroll=unroll), steps * (tile.unroll // unroll)
 
 

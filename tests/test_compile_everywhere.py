@@ -26,6 +26,8 @@ WRONG_ONCE = [
     (120, "attention 160 fp16 u8"),
     (120, "attention 160 bf16 bf16"),
     (100, "attention 512 fp32 None"),
+    (86, "attention 64 fp32 u8"),
+    (90, "group_norm small fp32 all silu parameters fp32 first 1 4 16x128x2x16 odd address"),
     (120, "group_norm apply fp32 x2 silu parameters fp32 first 1 4 128x4x2x4"),
     (120, "group_norm small fp32 all silu parameters fp32 first 1 4 4x128x2x4"),
     (80, "group_norm small bf16 residual silu parameters fp32 first 1 8 64x64x1x16 odd address"),

@@ -96,3 +96,6 @@ def in_turn(stem: str) -> Iterator[tuple[int, Launch]]:
             next_one = min(others, key=turn.__getitem__)
             turn[next_one] += 1
             yield next_one, chosen[next_one]
+    for capability in turn:
+        if not turn[capability]:  # fewer plans than capabilities
+            yield capability, next(iter(plans.values()))[capability]

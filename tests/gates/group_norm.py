@@ -95,7 +95,8 @@ def launch(
         name += f" {'last' if last else 'first'}{' turned' * turned} {plan.cv} {plan.rv} "
         name += "x".join(map(str, tile))
     name += " odd address" * (not aligned)
-    key = (kernel, size, last, turned, plan.cv, plan.rv, tile) if kernel != "finish" else kernel
+    whole = plan.store if kernel == "apply" else plan.tile
+    key = (kernel, size, last, turned, plan.cv, plan.rv, whole) if kernel != "finish" else kernel
     wide = sum(vectors(kernel, way, flags)) if aligned and 128 in widths else 0
     wide *= kernel != "finish"
     return Launch(name, key, function, types, constants, limits, wide=wide)
