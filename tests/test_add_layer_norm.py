@@ -37,20 +37,20 @@ def make(seed, shape, dtype=torch.float32, mean=0.0, std=1.0, residual=True, aff
     return [t.to(dtype) if here else None for t, here in zip(tensors, there, strict=True)]
 
 
-def against_torch(run, shape, dtype, **spec):
+def against_torch(run, shape, dtype, eps=EPS, **spec):
     """What `assert_as_good_as_torch` asks for, of y, from a seed; total must be right to the bit.
 
     PyTorch is given total: it is what the contract says that y is the norm of."""
 
     def case(seed):
         x, residual, weight, bias = make(seed, shape, dtype, **spec)
-        y, total = run(x, residual, weight, bias)
+        y, total = run(x, residual, weight, bias, eps=eps)
         expected = x if residual is None else x + residual
         assert torch.equal(total, expected)
         assert y.dtype == total.dtype == dtype
-        theirs = F.layer_norm(expected, shape[-1:], weight, bias, EPS)
+        theirs = F.layer_norm(expected, shape[-1:], weight, bias, eps)
         wide = (None if p is None else p.double() for p in (weight, bias))
-        return y, [theirs], F.layer_norm(expected.double(), shape[-1:], *wide, EPS)
+        return y, [theirs], F.layer_norm(expected.double(), shape[-1:], *wide, eps)
 
     return case
 
@@ -273,6 +273,14 @@ def test_kernel_numbers(dtype, width):
 def test_kernel_variants(spec):
     case = against_torch(launch, (5, 320), torch.float32, **spec)
     assert_sound(assert_as_good_as_torch(case, torch.float32), torch.float32)
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize("eps", [1e-3, 3.0])
+def test_kernel_where_eps_is_as_large_as_the_variance(eps, dtype):
+    case = against_torch(launch, (5, 320), dtype, eps, std=eps**0.5)
+    assert_sound(assert_as_good_as_torch(case, dtype, seeds=2), dtype)
 
 
 @runs_kernels
