@@ -10,7 +10,9 @@ what it has seen (Milakov and Gimelshein 2018, arXiv:1805.02867; Dao 2022, arXiv
 
     m' = max(m, s),  p = 2^(s - m'),  l' = l 2^(m - m') + sum p,  o' = o 2^(m - m') + p v
 
-all times log2(e).  A head is cut in two pieces of powers of two, as in cross_attention.py.  The
+all times log2(e).  Where a mask is added, its numbers times log2(e) could be beyond float32 (as the
+least of float32 and bfloat16 are, which stand for -inf in many models): there m and s are not, but
+their differences are.  A head is cut in two pieces of powers of two, as in cross_attention.py.  The
 VAE's of 512 does not fit: two programs, one for each 256 columns of v, both make all
 the logits: 1.5 times the products, but o stays in registers.
 
@@ -44,8 +46,8 @@ def attention_kernel(
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Strides of q, k and v in units of 8 elements; scale times log2(e); COLUMNS of v: all of D1
-    and D2, or a part of D1, if D2 = 0."""
+    """Strides of q, k and v in units of 8 elements; scale times log2(e), if no mask is added;
+    COLUMNS of v: all of D1 and D2, or a part of D1, if D2 = 0."""
     parts: tl.constexpr = D1 // COLUMNS
     VALID: tl.constexpr = D if parts == 1 else COLUMNS
     part = tl.program_id(0) % parts
@@ -85,14 +87,18 @@ def attention_kernel(
             if mask_ptr.dtype.element_ty.primitive_bitwidth == 8:
                 inside = inside & (m != 0)
             else:
-                s += m.to(tl.float32) * 1.4426950408889634
+                s += m.to(tl.float32)
         s = tl.where(inside, s, -float("inf"))
         higher = tl.maximum(top, tl.max(s, 1))
         near = higher
         if mask_ptr is not None:
             near = tl.where(higher == -float("inf"), 0.0, higher)
-        p = tl.exp2(s - near[:, None])
-        keep = tl.exp2(top - near)
+        p = s - near[:, None]
+        keep = top - near
+        if mask_ptr is not None:
+            if mask_ptr.dtype.element_ty.primitive_bitwidth > 8:
+                p, keep = p * 1.4426950408889634, keep * 1.4426950408889634
+        p, keep = tl.exp2(p), tl.exp2(keep)
         top = higher
         total = total * keep + tl.sum(p, 1)
         p = p.to(v_ptr.dtype.element_ty)
@@ -158,9 +164,11 @@ def launch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, o
     steps = (0, 0, 0, 0) if mask is None else mask.stride()
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
+    if mask is None or mask.dtype == torch.uint8:
+        scale *= LOG2E
     with torch.cuda.device_of(q):  # Triton launches on the current device, not on q's
         attention_kernel[(parts * tiles * batch * heads,)](
             q, k, v, mask, out, length, keys, heads, tiles,
             *_attention.strides(q), *_attention.strides(k), *_attention.strides(v), *steps,
-            scale * LOG2E, D=width, **plan.constants(), **OPTIONS,
+            scale, D=width, **plan.constants(), **OPTIONS,
         )  # fmt: skip

@@ -274,6 +274,27 @@ def test_kernel_rows_without_a_key_are_zero(dtype):
 
 
 @runs_kernels
+@pytest.mark.parametrize("width", [40, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_kernel_rows_of_the_least_number_are_a_mean(dtype, width):
+    """Finite, so the row is not 0, though the number times log2(e) is beyond float32; whatever
+    the sign of the number, and of the logit it is added to."""
+    least, most = torch.finfo(dtype).min, torch.finfo(dtype).max
+    mask = torch.full((1, 1, 6, 100), least, dtype=dtype)
+    mask[..., 1, :40], mask[..., 2, 70:] = 0.0, -torch.inf
+    mask[..., 3, :], mask[..., 4, :80], mask[..., 5, 33] = -torch.inf, -torch.inf, most
+    q, k, v = draw(0, 1, 6, 100, 1, width)
+    out = launch(q, k, v, mask=mask.to(DEVICE))
+    assert not out[:, 3].any()
+    # A float32 sum with 65,504 is 2^-9 off at most; with numbers near 3e38 nothing is left to be.
+    atol = 2**-8 * v.abs().max().item() if dtype == torch.float16 else 1e-5
+    torch.testing.assert_close(out.double(), exact(q, k, v, mask), rtol=0, atol=atol)
+    if dtype != torch.float16:
+        mean = v[:, :, 0].cpu().double().mean(1)
+        torch.testing.assert_close(out[:, 0, 0].double(), mean, rtol=0, atol=1e-5)
+
+
+@runs_kernels
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 def test_kernel_large_logits(dtype):
     """Up to 1e4, in tiles whose maxima are far apart."""
