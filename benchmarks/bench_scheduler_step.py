@@ -99,19 +99,6 @@ def chained(scheduler: Any, outputs: list[Tensor], sample: Tensor) -> list[Tenso
     return returned
 
 
-def compared(ours: list[Tensor], theirs: list[Tensor]) -> dict[str, list[float]]:
-    """What stands in the record; AssertionError where one of them differs."""
-    found: dict[str, list[float]] = {"rms difference": [], "bound": []}
-    for mine, stock in zip(ours, theirs, strict=True):
-        assert (mine.shape, mine.dtype) == (stock.shape, stock.dtype)
-        error, bound = difference(mine, stock, theirs[0].dtype)  # x_0 may be wider
-        which = len(found["bound"])
-        assert error <= bound, f"result {which} differs by {error:.3g} > {bound:.3g}"
-        found["rms difference"].append(error)
-        found["bound"].append(bound)
-    return found
-
-
 def difference(ours: Tensor, theirs: Tensor, kind: torch.dtype) -> tuple[float, float]:
     """(RMS of the difference, bound): four roundings a step, in the dtype that is handed on."""
     error = (ours.double() - theirs.double()).square().mean().sqrt().item()
@@ -130,13 +117,6 @@ def compared(ours: list[Tensor], theirs: list[Tensor]) -> dict[str, list[float]]
         found["rms difference"].append(error)
         found["bound"].append(bound)
     return found
-
-
-def difference(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """(RMS of the difference, bound): four roundings a step, in the dtype that is handed on."""
-    error = (ours.double() - theirs.double()).square().mean().sqrt().item()
-    size = theirs.double().square().mean().sqrt().item()
-    return error, 4 * torch.finfo(theirs.dtype).eps * math.sqrt(CHECKED) * size
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
