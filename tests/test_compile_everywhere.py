@@ -35,8 +35,16 @@ WRONG_ONCE = [
 ]
 
 
-@pytest.mark.parametrize("stem", sorted(KERNELS))
+ELSEWHERE = {"attention", "cross_attention"}  # test_compile_attention.py: they take minutes
+
+
+@pytest.mark.parametrize("stem", sorted(KERNELS - ELSEWHERE))
 def test_every_plan(stem):
+    every_plan(stem)
+
+
+def every_plan(stem):
+    """Of each plan one launch on sm_90 and on one more capability."""
     from tests.gates import in_turn, judge
 
     ways = list(in_turn(stem))

@@ -50,6 +50,12 @@ class Launch(NamedTuple):
     wide: int = 0
 
 
+def also(launch: Launch, what: str, **types: str) -> Launch:
+    """The launch where other sizes make other types: multiples of 16, more than 31 bits."""
+    assert types.keys() <= launch.types.keys(), types
+    return launch._replace(name=f"{launch.name} {what}", types=launch.types | types)
+
+
 def launches(stem: str, capability: int) -> list[Launch]:
     """All of a kernel's for a capability, names all different."""
     found = list(import_module(f"tests.gates.{stem}").launches(capability))

@@ -11,7 +11,7 @@ from itertools import product
 from fastdiff.kernels.affine_step import NUM_WARPS, OPTIONS, affine_step_kernel, block_size
 from fastdiff.ops.affine_step_checks import MAX_COLUMNS, MAX_VECTORS, row_size
 from fastdiff.registry import SOLVERS
-from tests.gates import Launch
+from tests.gates import Launch, also
 
 SIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
 DTYPES = [(d, d) for d in ("bf16", "fp16", "fp32")] + [("fp32", "bf16"), ("fp32", "fp16")]
@@ -91,3 +91,4 @@ def launches(capability: int) -> Iterator[Launch]:
         for present in (ALL, DRAWN):
             yield launch(keeps, depth, state, network, present, aligned=False)
             yield launch(keeps, depth, state, network, present, whole=False)
+            yield also(launch(keeps, depth, state, network, present), "long", numel="i64:16")
