@@ -95,7 +95,7 @@ def attention_kernel(
             near = tl.where(higher == -float("inf"), 0.0, higher)
         p = s - near[:, None]
         keep = top - near
-        if mask_ptr is not None:
+        if mask_ptr is not None:  # noqa: SIM102  None has no dtype
             if mask_ptr.dtype.element_ty.primitive_bitwidth > 8:
                 p, keep = p * 1.4426950408889634, keep * 1.4426950408889634
         p, keep = tl.exp2(p), tl.exp2(keep)
