@@ -63,9 +63,10 @@ def describe(module: Any) -> tuple[str, str]:
     if reason is not None and not choice.forced():
         return "torch", f"PyTorch's own operators: {reason}"
     mine = choice.tally(module)
-    small = [what for what in mine.calls if what.startswith("torch: ")] if mine is not None else []
-    if mine is not None and small and not mine.calls["fused"]:  # so far
-        return "torch", f"PyTorch's own operators: {small[0].removeprefix('torch: ')}"
+    calls = {} if mine is None else dict(mine.calls)
+    small = [what.removeprefix("torch: ") for what in calls if what.startswith("torch: ")]
+    if small and "fused" not in calls:  # so far
+        return "torch", f"PyTorch's own operators: {small[0]}"
     key = backends.Key(weight.device.type, weight.dtype)
     return backends.chosen("upsample_conv", key), module.WHAT
 
