@@ -167,6 +167,9 @@ class NinjaBuild(build_ext):
         package = ROOT / "fastdiff" if self.inplace else Path(self.build_lib, "fastdiff").resolve()
         target = package / Path(self.get_ext_filename("_C")).name
         build = Path(self.build_temp).resolve()
+        if self.editable_mode:  # setuptools' is deleted afterwards: the next build would start anew
+            name = f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+            build = ROOT / "build" / name  # that of `setup.py build_ext`
         build.mkdir(parents=True, exist_ok=True)
         package.mkdir(parents=True, exist_ok=True)
         nvcc = find_nvcc()

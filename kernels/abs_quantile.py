@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.kernels._grid import by_samples
 from fastdiff.ops.abs_quantile import WORKSPACE
 
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False, "ptx_version": 87}
@@ -24,7 +25,6 @@ OPTIONS = {"num_warps": 8, "enable_fp_fusion": False, "ptx_version": 87}
 REGISTERS = 184 if triton.__version__.startswith("3.6.") else 80
 BLOCK = 2048  # elements that a program counts at once
 PROGRAMS = 528  # 4 for each of 132 multiprocessors
-SAMPLES = 65_535  # in one launch: blocks of a grid in its second direction
 
 
 @triton.jit
@@ -128,7 +128,6 @@ def launch(
         work = torch.zeros(samples, WORKSPACE, dtype=torch.int32, device=x.device)
         for number in range(3):
             constants = {"PASS": number, "WORK": WORKSPACE, **OPTIONS}
-            for first in range(0, samples, SAMPLES):
-                grid = (programs, min(samples - first, SAMPLES))
+            for first, grid in by_samples(programs, samples):
                 count_kernel[grid](x, work, numel, first, BLOCK=BLOCK, **constants)
             pick_kernel[(samples,)](work, q, rows, rank, weight, maximum, columns, **constants)

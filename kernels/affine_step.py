@@ -19,11 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.kernels._grid import by_samples
 from fastdiff.kernels.philox_normal import normal_block
 
 NUM_WARPS = 4
 OPTIONS = {"enable_fp_fusion": False, "ptx_version": 87}  # the same code from Triton 3.6 on
-SAMPLES = 65_535  # in one launch: blocks of a grid in its second direction
 
 
 @triton.jit
@@ -187,8 +187,7 @@ def launch(
     operands = (x, uncond, cond, noise, x_next, x0, model_input, *history, *kept)
     block = block_size(min(t.element_size() for t in operands if t is not None))
     with torch.cuda.device_of(x):  # Triton launches on the current device, not on x's
-        for first in range(0, samples, SAMPLES):
-            grid = (triton.cdiv(per_sample, block), min(samples - first, SAMPLES))
+        for first, grid in by_samples(triton.cdiv(per_sample, block), samples):
             affine_step_kernel[grid](
                 x,
                 uncond,

@@ -4,7 +4,7 @@
 
 mean and rstd = 1 / sqrt(var + eps) of each (sample, group).  Memory bound: v is read twice and y
 written once, for some 15 flops an element; most tensors of a U-Net are so small that launches
-count for more.  Hence two ways, chosen by `launch_plan` from the shape of one sample:
+count for more.  Hence two ways, chosen from the shape of one sample (_group_norm_plan.py):
 
     small   one launch: a program normalises whole groups, and finds them in L1 the second time
     large   stats   mean and M2 = sum (v - mean)^2 of each channel in each of `splits` parts of L
@@ -19,22 +19,17 @@ formula: sound at any mean.  Every number has one writer and no sum depends on t
 samples: the bits of a sample are the same in every batch and every run.
 """
 
-import functools
-from math import gcd, lcm
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.kernels._group_norm_plan import cut, launch_plan
 from fastdiff.ops.group_norm_checks import channels_last
 
 OPTIONS = {"enable_fp_fusion": True, "ptx_version": 87}  # the same code from Triton 3.6 on
 # Triton 3.6 spills with more.
 FINISH = {"BLOCK": 1024 if triton.__version__.startswith("3.6.") else 2048, "num_warps": 8}
-PARTS = 1024  # programs a sample in stats, about: four waves on 132 multiprocessors
-SMALL = 96 * 1024  # bytes of v that one program may normalise alone
 INTEGERS = ["c1", "c2", "length", "groups", "width", "splits", "steps", "rows"]
 
 
@@ -293,68 +288,6 @@ def apply_kernel(
         x_ptr, x2_ptr, out_ptr, n, row, channel, C, scale, centre, shift, C1, C2, length, steps,
         LAST, OUT_LAST, SILU, BR, BC, UNROLL,
     )  # fmt: skip
-
-
-class Tile(NamedTuple):
-    rows: int
-    channels: int
-    unroll: int  # as many tiles, one below the other, are loaded at a time
-    warps: int
-
-    def constants(self) -> dict[str, int]:  # as the kernels want them
-        return dict(zip(("BR", "BC", "UNROLL", "num_warps"), self, strict=True))
-
-
-class Plan(NamedTuple):
-    """How a sample is cut.  It does not depend on how many there are, so neither do their bits."""
-
-    small: bool
-    cv: int
-    rv: int
-    tile: Tile
-    store: Tile  # that of apply
-    width: int  # channels a program, if small
-    splits: int  # parts of L, if large
-    steps: int  # loads of `unroll` tiles in a part
-    store_steps: int
-
-
-@functools.cache
-def launch_plan(
-    c1: int, c2: int, length: int, groups: int, element_size: int, last: bool, tokens: bool
-) -> Plan:
-    """last: channels are innermost in the memory of x; tokens: they shall be in that of y."""
-    vector = 16 // element_size
-    channels, turned = c1 + c2, tokens and not last
-    cv = vector if (last or turned) and gcd(c1, c2) % vector == 0 else 1
-    rv = vector if not last and length % vector == 0 else 1
-    if turned and 1 in (cv, rv):
-        cv = rv = 1
-    width = lcm(channels // groups, cv)
-    width *= max(1, 64 // width)
-    size = length * width * element_size
-    if max(cv, rv) > 1 and not turned and width <= 128 and size <= SMALL:
-        warps, block = (4 if size <= SMALL // 8 else 16), (64 if width <= 64 else 128)
-        tile = Tile(warps * 32 * vector // block, block, 4, warps)
-        return Plan(True, cv, rv, tile, tile, width, 1, 1, 1)
-    unroll = 4 if max(cv, rv) > 1 else 1  # what is odd is read element by element
-    tile = Tile(2 * vector, 64, unroll, 4) if last else Tile(32 * vector, 4, unroll, 4)
-    store = Tile(4 * vector, 32, unroll, 4) if turned else tile
-    step = tile.rows * tile.unroll
-    parts = max(1, PARTS // triton.cdiv(channels, tile.channels))
-    steps = triton.cdiv(length, parts * step)
-    return Plan(
-        False, cv, rv, tile, store, width, triton.cdiv(length, steps * step), steps, min(4, steps)
-    )
-
-
-def cut(kernel: str, p: Plan, x2: bool, residual: bool, size: int, aligned: bool = True):
-    """(tile, steps) of a launch: of many operands half as much at a time, of narrow accesses one
-    tile or two, or registers spill.  The same rows in the same order, so the same bits."""
-    tile, steps = (p.store, p.store_steps) if kernel == "apply" else (p.tile, p.steps)
-    many = x2 and (size == 4 if kernel == "apply" else residual)
-    unroll = max(1, tile.unroll // (1 + many if aligned else 8 // size))
-    return tile._replace(unroll=unroll), steps * (tile.unroll // unroll)
 
 
 def launch(

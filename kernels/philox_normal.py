@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.kernels._grid import by_samples
+
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False, "ptx_version": 87}
 REGISTERS = 64  # eight blocks of 128 threads fit the 65,536 of a multiprocessor
 BLOCK = 1024  # elements per program: two 16-byte stores a thread in float32
-SAMPLES = 65_535  # in one launch: blocks of a grid in its second direction
 
 
 @triton.jit
@@ -120,8 +121,7 @@ def launch(seeds: Tensor, step: Tensor | None, noise_step: int, stream: int, out
     samples = len(seeds)
     numel = out.numel() // samples
     with torch.cuda.device_of(out):  # Triton launches on the current device, not on out's
-        for first in range(0, samples, SAMPLES):
-            grid = (triton.cdiv(numel, BLOCK), min(samples - first, SAMPLES))
+        for first, grid in by_samples(triton.cdiv(numel, BLOCK), samples):
             philox_normal_kernel[grid](
                 seeds, step, out, noise_step, stream, numel, first, BLOCK=BLOCK, **OPTIONS
             )

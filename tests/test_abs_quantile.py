@@ -266,10 +266,11 @@ def test_the_triton_kernels_in_the_interpreter():
 @pytest.mark.parametrize("kind", KINDS)
 def test_triton_bits(kind, monkeypatch):
     """The interpreter rounds a fused product twice: there, ranks fall on elements, or half-way."""
+    from fastdiff.kernels import _grid
     from fastdiff.kernels import abs_quantile as kernel
 
     monkeypatch.setattr(kernel, "PROGRAMS", 6)  # 2 for each sample, which go round twice
-    monkeypatch.setattr(kernel, "SAMPLES", 2)  # of 3: two launches a pass
+    monkeypatch.setattr(_grid, "SAMPLES", 2)  # of 3: two launches a pass
     for n, p, dtype in (
         (1, 0.5, torch.float32),
         (4001, 0.75, torch.float16),

@@ -26,10 +26,7 @@ CROSS = ROW | {"keys": "64", "fastest": "cross_attention", "microseconds": TIMES
 TABLE = {"schema": 1, "devices": [FACTS | {"rows": [SELF, CROSS]}]}
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.fixture

@@ -21,10 +21,7 @@ def kernels(monkeypatch):
     every_kernel(monkeypatch)
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -117,9 +117,9 @@ def test_what_has_weight_zero_is_not_read():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("samples_a_launch", [65_535, 2])
 def test_noise_that_is_drawn(dtype, samples_a_launch, monkeypatch):
-    from fastdiff.kernels import affine_step as kernel
+    from fastdiff.kernels import _grid
 
-    monkeypatch.setattr(kernel, "SAMPLES", samples_a_launch)
+    monkeypatch.setattr(_grid, "SAMPLES", samples_a_launch)
     draw = torch.Generator().manual_seed(0)
     operands = make_operands(draw, (3, 1, 777), 1, dtype, noisy=False, device=DEVICE)
     step = torch.tensor(1, dtype=torch.int32, device=DEVICE)

@@ -2,10 +2,11 @@
 meant: no float64, no spills, 16-byte loads and stores, few registers, products rounded before they
 are added where that is promised.
 
-Of each kernel every plan that its launcher can choose is compiled for sm_90, if it is chosen there,
-and for one more capability, in turn (tests/gates); the two kernels of every denoising network are
-disassembled for all capabilities here, the others among their own tests, tests/test_<kernel>*.py.
-All launches on all capabilities: python -m tests.gates.
+Of each kernel every plan that its launcher can choose was compiled for all capabilities when the
+kernel was changed last: tests/gates/record.json, which must be of this kernel's source.  Here each
+plan is compiled for one capability, in turn, and must be what the record says.  The two kernels
+that every denoising network has are disassembled for all capabilities here, the others by their
+own tests, tests/test_<kernel>*.py.  All launches on all capabilities: python -m tests.gates.
 """
 
 import re
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import compile_gates
-from tests.compile_gates import CAPABILITIES, at_once
+from tests import compile_gates, compile_record
+from tests.compile_gates import CAPABILITIES, at_once, triton
 
 pytestmark = compile_gates.compiles
 
@@ -27,6 +28,7 @@ WRONG_ONCE = [
     (120, "attention 160 bf16 bf16"),
     (100, "attention 512 fp32 None"),
     (86, "attention 64 fp32 u8"),
+    (100, "attention 48 bf16 None"),
     (90, "group_norm small fp32 all silu parameters fp32 first 1 4 16x128x2x16 odd address"),
     (120, "group_norm apply fp32 x2 silu parameters fp32 first 1 4 128x4x2x4"),
     (120, "group_norm small fp32 all silu parameters fp32 first 1 4 4x128x2x4"),
@@ -44,12 +46,58 @@ def test_every_plan(stem):
 
 
 def every_plan(stem):
-    """Of each plan one launch on sm_90 and on one more capability."""
+    """Of each plan one launch on one capability: sound, and what the record says."""
     from tests.gates import in_turn, judge
 
     ways = list(in_turn(stem))
     assert {capability for capability, _ in ways} == set(CAPABILITIES)
-    at_once(lambda way: judge(way[1], way[0]), ways)
+    codes = at_once(lambda way: judge(way[1], way[0]), ways)
+    entry = compile_record.load()["kernels"][stem]
+    if entry["triton"] != triton.__version__:
+        return  # another compiler needs other registers
+    for (capability, launch), code in zip(ways, codes, strict=True):
+        name = f"{launch.name} on sm_{capability}"
+        assert [code.registers, code.shared] == entry["launches"][name][1:], name
+
+
+@pytest.mark.parametrize("stem", sorted(KERNELS))
+def test_the_record_is_of_these_kernels(stem):
+    """All plans on all capabilities, of this source and within these limits."""
+    from tests.gates import SHARED, firsts
+
+    again = f"python -m tests.gates {stem} --plans --record"
+    entry = compile_record.load()["kernels"].get(stem)
+    assert entry, f"{stem} was never compiled for all capabilities: {again}"
+    assert entry["source"] == compile_record.source(stem), f"kernels/{stem}.py changed: {again}"
+    ways = [(capability, it) for capability in CAPABILITIES for it in firsts(stem, capability)]
+    names = {f"{launch.name} on sm_{capability}" for capability, launch in ways}
+    assert names == entry["launches"].keys(), f"the plans changed: {again}"
+    for capability, launch in ways:
+        name = f"{launch.name} on sm_{capability}"
+        terms, registers, shared = entry["launches"][name]
+        assert terms == compile_record.terms(launch), f"{name} changed: {again}"
+        assert 16 <= registers <= launch.limits["registers"], name
+        assert 0 <= shared <= SHARED[capability] * 1024, name
+
+
+def test_the_record_sees_a_change(monkeypatch):
+    from fastdiff.kernels import affine_step, geglu, philox_normal
+    from tests.gates import geglu as gates
+
+    launch = gates.launch("bf16", "")
+    terms = compile_record.terms(launch)
+    assert terms == compile_record.terms(gates.launch("bf16", ""))
+    for name in ("types", "constants", "limits"):
+        changed = launch._replace(**{name: getattr(launch, name) | {"BLOCK": "other"}})
+        assert compile_record.terms(changed) != terms, name
+    for name in ("products", "fused", "wide"):
+        assert compile_record.terms(launch._replace(**{name: 7})) != terms, name
+    before = {stem: compile_record.source(stem) for stem in ("geglu", "affine_step")}
+    monkeypatch.setattr(geglu, "gelu", philox_normal.philox)
+    assert compile_record.source("geglu") != before["geglu"]
+    # What affine_step calls of another file, and what that calls there.
+    monkeypatch.setattr(philox_normal, "_radius", affine_step._where)
+    assert compile_record.source("affine_step") != before["affine_step"]
 
 
 def test_what_was_wrong_once():

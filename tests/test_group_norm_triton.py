@@ -59,15 +59,15 @@ WAYS = {"one launch": {}, "three launches": {"SMALL": -1}, "few parts": {"SMALL"
 @pytest.fixture
 def go(monkeypatch):
     """A function that sends what follows one of the WAYS."""
-    from fastdiff.kernels import group_norm as kernels
+    from fastdiff.kernels import _group_norm_plan as plans
 
     def send(way):
         for name, value in WAYS[way].items():
-            monkeypatch.setattr(kernels, name, value)
-        kernels.launch_plan.cache_clear()
+            monkeypatch.setattr(plans, name, value)
+        plans.launch_plan.cache_clear()
 
     yield send
-    kernels.launch_plan.cache_clear()
+    plans.launch_plan.cache_clear()
 
 
 def between(tensor, around, inside=None):
@@ -135,7 +135,7 @@ CASES = [  # shape, groups, channels of x2, what else
 
 def ways(shape, groups, second, layout, dtype, tokens=False, **_):
     """Those that differ for this case."""
-    from fastdiff.kernels.group_norm import launch_plan
+    from fastdiff.kernels._group_norm_plan import launch_plan
 
     length = torch.Size(shape[2:]).numel()
     last = layout == "channels_last" or length == 1
@@ -278,7 +278,7 @@ CHANNELS += [(128, 0), (256, 0), (512, 0), (96, 32), (32, 0)]
 def test_plans_cover_a_sample_once(element_size, last, tokens):
     if INTERPRETED:
         return
-    from fastdiff.kernels.group_norm import SMALL, launch_plan
+    from fastdiff.kernels._group_norm_plan import SMALL, launch_plan
 
     for c1, c2 in CHANNELS:
         for length in SIZES:

@@ -17,7 +17,7 @@ CSRC, KERNELS = ROOT / "csrc", ROOT / "kernels"
 LISTS = {"cpu": cpu.BUGS, "triton": triton.BUGS, "cuda": cuda.BUGS}
 FILES = {
     "cpu": [p for p in CSRC.glob("*.cpp") if "bindings" not in p.stem] + [*CSRC.glob("*.inl")],
-    "triton": [*KERNELS.glob("*.py")],
+    "triton": [*KERNELS.glob("[!_]*.py")],
     "cuda": [*CSRC.glob("*.cu")],
 }
 KERNELS_OF = [(kind, stem) for kind in FILES for stem in sorted({p.stem for p in FILES[kind]})]

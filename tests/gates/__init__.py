@@ -64,6 +64,14 @@ def launches(stem: str, capability: int) -> list[Launch]:
     return found
 
 
+def firsts(stem: str, capability: int) -> list[Launch]:
+    """Of each plan the launch that stands first: it has the most operands."""
+    found: dict[Any, Launch] = {}
+    for launch in launches(stem, capability):
+        found.setdefault(launch.plan, launch)
+    return list(found.values())
+
+
 def judge(launch: Launch, capability: int, machine: bool = False) -> Code:
     """Compile it and hold it to its limits, and to those of every kernel."""
     (code,) = check(
@@ -90,18 +98,14 @@ def in_turn(stem: str) -> Iterator[tuple[int, Launch]]:
     """(capability, launch): what tests/test_compile_everywhere.py compiles."""
     plans: dict[Any, dict[int, Launch]] = defaultdict(dict)
     for capability in CAPABILITIES:
-        for launch in launches(stem, capability):
-            plans[launch.plan].setdefault(capability, launch)
-    turn = {capability: 0 for capability in CAPABILITIES if capability != 90}
+        for launch in firsts(stem, capability):
+            plans[launch.plan][capability] = launch
+    turn = dict.fromkeys(CAPABILITIES, 0)
     for chosen in plans.values():
-        if 90 in chosen:
-            yield 90, chosen[90]
         # The one that had the fewest so far; of equals the first.
-        others = [capability for capability in turn if capability in chosen]
-        if others:
-            next_one = min(others, key=turn.__getitem__)
-            turn[next_one] += 1
-            yield next_one, chosen[next_one]
-    for capability in turn:
+        capability = min(chosen, key=turn.__getitem__)
+        turn[capability] += 1
+        yield capability, chosen[capability]
+    for capability in CAPABILITIES:
         if not turn[capability]:  # fewer plans than capabilities
             yield capability, next(iter(plans.values()))[capability]

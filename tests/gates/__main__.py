@@ -1,6 +1,6 @@
 """Compile every launch for every capability, print what is wrong.
 
-python -m tests.gates [attention ..] [--capability 80 ..] [--plans] [--jobs 2]
+python -m tests.gates [attention ..] [--capability 80 ..] [--plans [--record]] [--jobs 2]
 """
 
 import argparse
@@ -9,20 +9,20 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from typing import Any
 
+from tests import compile_record as record
 from tests.compile_gates import CAPABILITIES
-from tests.gates import STEMS, Launch, judge, launches
+from tests.gates import STEMS, Launch, firsts, judge, launches
 
 cached = cache(launches)
 
 
 def wanted(stem: str, capability: int, plans: bool) -> list[tuple[int, Launch]]:
     """(number, launch) of every launch, or of the first of each plan."""
-    numbered = list(enumerate(cached(stem, capability)))
-    if not plans:
-        return numbered
-    first = {launch.plan: number for number, launch in reversed(numbered)}
-    return [(number, launch) for number, launch in numbered if first[launch.plan] == number]
+    first = {launch.name for launch in firsts(stem, capability)} if plans else set()
+    every = enumerate(cached(stem, capability))
+    return [(number, launch) for number, launch in every if not plans or launch.name in first]
 
 
 def one(way: tuple[str, int, int]) -> tuple[str, int, str, dict[str, int]]:
@@ -45,11 +45,16 @@ def main() -> int:
     parser.add_argument("--capability", type=int, nargs="*", default=CAPABILITIES)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--plans", action="store_true", help="of each plan the first launch alone")
+    parser.add_argument("--record", action="store_true", help=f"write {record.PATH.name}")
     parser.add_argument("--only", default="", help="launches whose names contain this")
     parser.add_argument("--json", help="write what each launch needs to this file")
     arguments = parser.parse_args()
     if unknown := set(arguments.stems) - set(STEMS):
         parser.error(f"no kernel {sorted(unknown)}; there are {', '.join(STEMS)}")
+    if arguments.record and (
+        arguments.only or not arguments.plans or tuple(arguments.capability) != CAPABILITIES
+    ):
+        parser.error("--record goes with --plans, all of a kernel's on all capabilities")
     begin = time.monotonic()
     ways = [
         (stem, capability, number)
@@ -59,15 +64,22 @@ def main() -> int:
         if arguments.only in launch.name
     ]
     wrong, every = 0, []
+    found: dict[str, dict[str, list[Any]]] = {}
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        for name, capability, error, used in pool.map(one, ways, chunksize=4):
+        made = pool.map(one, ways, chunksize=4)
+        for (stem, _, number), (name, capability, error, used) in zip(ways, made, strict=True):
             every.append({"name": name, "capability": capability, "error": error, **used})
+            terms = record.terms(cached(stem, capability)[number])
+            needs = [terms, used.get("registers"), used.get("shared")]
+            found.setdefault(stem, {})[f"{name} on sm_{capability}"] = needs
             if error:
                 wrong += 1
                 print(f"sm_{capability} {name}: {error}", flush=True)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(every, file, indent=0)
+    if arguments.record and not wrong:
+        record.save(found)
     print(f"{len(ways)} launches, {wrong} wrong, {time.monotonic() - begin:.0f} s")
     return bool(wrong)
 

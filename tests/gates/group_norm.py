@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from itertools import product
 
 from fastdiff.kernels import group_norm
-from fastdiff.kernels.group_norm import FINISH, INTEGERS, OPTIONS, Plan, Tile, launch_plan
+from fastdiff.kernels._group_norm_plan import Plan, Tile, cut, launch_plan
+from fastdiff.kernels.group_norm import FINISH, INTEGERS, OPTIONS
 from tests.gates import Launch
 
 # What a launch may leave out: an absent tensor is None.
@@ -49,7 +50,7 @@ def tile_of(
     """That of the launch."""
     size, _, _, plan = way
     x2, residual = "x2_ptr" not in ABSENT[flags], "residual_ptr" not in ABSENT[flags]
-    return group_norm.cut(kernel, plan, x2, residual, size, aligned)[0]
+    return cut(kernel, plan, x2, residual, size, aligned)[0]
 
 
 def launch(
