@@ -38,8 +38,16 @@ def add_layer_norm_kernel(
     BLOCK: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    start = row.to(tl.int64) * D
+    first = tl.program_id(0) * ROWS
+    row = tl.arange(0, ROWS)[:, None]
+    start = row * D
+    begin = first.to(tl.int64) * D
+    x_ptr += begin
+    y_ptr += begin
+    if residual_ptr is not None:
+        residual_ptr += begin
+        total_ptr += begin
+    rows -= first
 
     values = ()
     along = tl.zeros((ROWS, BLOCK), tl.float32)
