@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import triton
 
+from fastdiff.kernels._compiler import OLD
+
 PARTS = 1024  # programs a sample in stats, about: four waves on 132 multiprocessors
 SMALL = 96 * 1024  # bytes of v that one program may normalise alone
 
@@ -68,5 +70,6 @@ def cut(kernel: str, p: Plan, x2: bool, residual: bool, size: int, aligned: bool
     tile or two, or registers spill.  The same rows in the same order, so the same bits."""
     tile, steps = (p.store, p.store_steps) if kernel == "apply" else (p.tile, p.steps)
     many = x2 and (size == 4 if kernel == "apply" else residual)
-    unroll = max(1, tile.unroll // (1 + many if aligned else 8 // size))
+    part = 4 if OLD and many and kernel == "small" else 1 + many
+    unroll = max(1, tile.unroll // (part if aligned else 8 // size))
     return tile._replace(unroll=unroll), steps * (tile.unroll // unroll)

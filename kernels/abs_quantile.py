@@ -16,13 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.kernels._compiler import OLD
 from fastdiff.kernels._grid import by_samples
 from fastdiff.ops.abs_quantile import WORKSPACE
 
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False, "ptx_version": 87}
 # Three blocks of 256 threads fit the 65,536 registers of a multiprocessor.  The histogram of Triton
 # 3.6 holds all counts in each warp: there two, of half as much at once, which does not spill.
-OLD = triton.__version__.startswith("3.6.")
 REGISTERS = 128 if OLD else 80
 BLOCK = 1024 if OLD else 2048  # elements that a program counts at once
 PROGRAMS = 528  # 4 for each of 132 multiprocessors

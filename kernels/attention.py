@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.kernels._compiler import OLD
 from fastdiff.kernels.cross_attention import put, tile
 from fastdiff.ops import _attention
 from fastdiff.ops._cross_attention_plan import pieces
@@ -141,13 +142,15 @@ def launch_plan(width: int, element_size: int, capability: int, masked: bool = F
         # Tiles of 16 x 16 of a head of 512 spill on sm_100, those of 32 x 32 with a mask on sm_86.
         wide = width <= 64 and not masked
         rows = 32 if wide or (d1 == 512 and 100 <= capability < 120) else 16
+        if OLD and masked and width > 128:
+            rows = 32  # of 16 it spills, of 32 the newest does
         return Plan(d1, 0, min(d1, 256), rows, 32 if width <= 64 else 16, 8, 1)
     if width > 160:  # 256 or 512: no columns are masked, and no keys but the last
         return Plan(width, 0, 256, 128 if capability == 90 else 64, 32, 8, 2 if large else 1)
     d1, d2 = pieces(width)
     if not large and width > (64 if masked else 128):
         # With a mask, and 32 keys, a head of 160 and sm_80 or 120 need more than 255 registers.
-        return Plan(d1, d2, d1, 64, 16 if masked and width > 128 else 32, 8, 1)
+        return Plan(d1, d2, d1, 64, 16 if (masked or OLD) and width > 128 else 32, 8, 1)
     keys = 64 if (large or width <= 64) and not masked else 32
     if width == 48 and 100 <= capability < 120:
         keys = 32  # of 64 two registers are spilled there

@@ -24,12 +24,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.kernels._compiler import OLD
 from fastdiff.kernels._group_norm_plan import cut, launch_plan
 from fastdiff.ops.group_norm_checks import channels_last
 
 OPTIONS = {"enable_fp_fusion": True, "ptx_version": 87}  # the same code from Triton 3.6 on
-# Triton 3.6 spills with more.
-FINISH = {"BLOCK": 1024 if triton.__version__.startswith("3.6.") else 2048, "num_warps": 8}
+FINISH = {"BLOCK": 1024 if OLD else 2048, "num_warps": 8}  # it spills with more
 INTEGERS = ["c1", "c2", "length", "groups", "width", "splits", "steps", "rows"]
 
 

@@ -168,5 +168,6 @@ def check(
             assert not code.count("LDL") + code.count("STL"), f"{name}: registers were spilled"
         assert code.registers <= registers, f"{name}: {code.registers} registers"
         found = code.widths(code.capability in apart)
+        assert found, f"{name}: compiled to nothing"  # as Triton 3.6 did of a loop with 16 dots
         assert found.keys() <= set(widths), f"{name}: accesses not of {widths} bits: {found}"
     return codes

@@ -1,6 +1,6 @@
 """Plant bugs in copies of the CUDA kernels, one at a time, and see that the tests catch each.
 
-    python -m tests.cuda_on_host.planted [NAME..]
+    python -m tests.cuda_on_host.planted [NAME.. | FILE..]
 
 Minutes, so it is no part of the tests: run it after a change of the kernels or of their tests.
 Each kernel has at least a wrong mask, a missing tail, an element that is not written and a wrong
@@ -278,7 +278,12 @@ def caught_by(name):
 
 
 def main():
-    found = {name: caught_by(name) for name in sys.argv[1:] or BUGS}
+    words = sys.argv[1:]
+    names = [n for n, bug in BUGS.items() if not words or any(w in (n, bug[1]) for w in words)]
+    if not names:
+        files = ", ".join(sorted({file for _, file, *_ in BUGS.values()}))
+        sys.exit(f"words must be names of bugs, or some of {files}; got {words}")
+    found = {name: caught_by(name) for name in names}
     for name, test in found.items():
         print(f"{name}: {test or 'NOT CAUGHT'}")
     return not all(found.values())
