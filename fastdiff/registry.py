@@ -15,6 +15,7 @@ from fastdiff.solvers.ddpm import ddpm
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.euler import euler, euler_ancestral
 from fastdiff.solvers.row import Row
+from fastdiff.solvers.unipc import unipc
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,20 @@ def _dpm(name: str, order: int, config: Mapping[str, Any], *aliases: str, **more
     )
 
 
+def _unipc(order: int, *aliases: str) -> Solver:
+    """UniPC-p with its corrector; from a cold start the first step's error is of order 3."""
+    return Solver(
+        f"unipc_{order}",
+        unipc,
+        order=min(order + 1, 3),
+        depths=(order, 1),
+        preset={"order": order},
+        options={"solver_type": "bh2", "lower_order_final": True},
+        scheduler=("UniPCMultistepScheduler", {"solver_order": order}),
+        aliases=aliases,
+    )
+
+
 _ROWS = (
     Solver(
         "ddim", ddim, 1, options={"eta": 0.0}, scheduler=("DDIMScheduler", {}), aliases=("DDIM",)
@@ -123,6 +138,9 @@ _ROWS = (
     _dpm("dpmsolver_3m", 3, _NOISE, "DPM-Solver 3M"),
     _dpm("dpmsolver_sde_1", 1, {**_NOISE, "algorithm_type": "sde-dpmsolver"}),
     _dpm("dpmsolver_2m_sde", 2, {**_NOISE, "algorithm_type": "sde-dpmsolver"}),
+    _unipc(1),
+    _unipc(2, "unipc", "UniPC", "uni_pc_bh2"),
+    _unipc(3),
 )
 SOLVERS: Mapping[str, Solver] = {row.name: row for row in _ROWS}
 

@@ -18,6 +18,7 @@ from fastdiff.schedulers.ddim import DDIMScheduler
 from fastdiff.schedulers.ddpm import DDPMScheduler
 from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
 
 CLASSES: tuple[type[SchedulerMixin], ...] = (
     DPMSolverMultistepScheduler,
@@ -25,6 +26,7 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     EulerDiscreteScheduler,
     EulerAncestralDiscreteScheduler,
     DDPMScheduler,
+    UniPCMultistepScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -103,8 +105,7 @@ def _options(cls: type[SchedulerMixin]) -> set[str]:
 
 def _foreign() -> set[str]:
     """Config keys of other classes: a pipeline's config carries them along."""
-    pndm, unipc = {"skip_prk_steps"}, {"solver_p", "predict_x0", "disable_corrector"}
-    return {key for c in CLASSES for key in _options(c)} | pndm | unipc | {"shift_terminal"}
+    return {key for c in CLASSES for key in _options(c)} | {"skip_prk_steps"}
 
 
 __all__ = [
@@ -116,5 +117,6 @@ __all__ = [
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "SchedulerMixin",
+    "UniPCMultistepScheduler",
     "sampler",
 ]

@@ -1,4 +1,4 @@
-"""The five drop-in classes, the classes of diffusers that they replace, and what a report counted.
+"""The drop-in classes, the classes of diffusers that they replace, and what a report counted.
 
 `FASTDIFF_TEST_SCHEDULERS=diffusers` puts diffusers' own classes in the place of ours.  What is
 mathematics and contract must then still pass, which tests the tests; what counts fused steps fails.
@@ -18,8 +18,10 @@ NAMES = (
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
     "DDPMScheduler",
+    "UniPCMultistepScheduler",
 )
-WITH_INDEX = NAMES[0:1] + NAMES[2:4]  # these keep a step index; DDIM and DDPM have no state
+WITH_INDEX = (*NAMES[0:1], *NAMES[2:4], *NAMES[5:])  # DDIM and DDPM have no state
+ONE_RESULT = (NAMES[0], NAMES[5])  # step returns the sample alone
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 HOME = os.environ.get("FASTDIFF_TEST_SCHEDULERS", "fastdiff.schedulers")
 

@@ -1,4 +1,4 @@
-"""Every option of the five classes with the values that tests draw from, and seeded draws of them.
+"""Every option of the classes with the values that tests draw from, and seeded draws of them.
 
 `TABLE[name]` must name each parameter of the installed class's constructor and each numeric
 argument of its `step` (test_agreement checks it), so a new option of diffusers cannot pass unseen.
@@ -91,6 +91,32 @@ TABLE: dict[str, dict[str, list[Any]]] = {
         "prediction_type": ["epsilon", "sample", "v_prediction"],
     },
 }
+TABLE["UniPCMultistepScheduler"] = {
+    key: TABLE["DPMSolverMultistepScheduler"][key]
+    for key in (
+        *_SCHEDULE,
+        *_LIMITS,
+        "solver_order",
+        "prediction_type",
+        "lower_order_final",
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "use_flow_sigmas",
+        "flow_shift",
+        "final_sigmas_type",
+        "use_dynamic_shifting",
+        "time_shift_type",
+    )
+} | {
+    "solver_type": ["bh1", "bh2"],
+    "predict_x0": [True, True, False],
+    "disable_corrector": [[], [], [0], [1, 3]],
+    "solver_p": [None],
+    "sigma_min": [None],
+    "sigma_max": [None],
+    "shift_terminal": [None, 0.1],
+}
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -118,6 +144,19 @@ def accepted(name: str, c: dict[str, Any], steps: int) -> bool:
                 return False  # UnboundLocalError in diffusers
         if c["use_flow_sigmas"] and c["rescale_betas_zero_snr"]:
             return False  # one meaning for "the last level" is enough
+    if name == "UniPCMultistepScheduler":
+        if c["final_sigmas_type"] == "zero" and (
+            c["solver_type"] == "bh1" or not c["lower_order_final"] or not c["predict_x0"]
+        ):
+            return False  # NaN in diffusers
+        if c["prediction_type"] == "flow_prediction" and not c["predict_x0"]:
+            return False
+        if c["use_flow_sigmas"] and c["rescale_betas_zero_snr"]:
+            return False
+        if c["use_flow_sigmas"] and c["thresholding"] and c["prediction_type"] == "epsilon":
+            return False  # alpha = 1e-6: (x - s e) / a is rounding, and its quantile, too
+        if c["shift_terminal"] is not None and not c["use_flow_sigmas"]:
+            return False
     if name == "EulerDiscreteScheduler" and not any(c[f] for f in SPACINGS[:3]):
         return c["sigma_min"] is None and c["sigma_max"] is None  # they have no effect
     return True

@@ -11,15 +11,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .classes import ours, stock
-from .double_precision import RECURSION
+from . import double_precision, double_precision_exponential
+from .classes import ONE_RESULT, ours, stock
 
+RECURSION = double_precision.RECURSION | double_precision_exponential.RECURSION
 SPREAD, REACH = 0.8, 2.5  # standard deviation of the data; largest prediction
 
 
@@ -132,7 +134,7 @@ def arguments(case: Case, source: Source) -> dict[str, Any]:
     call = dict(case.call)
     if call.pop("variance_noise", False):
         call["variance_noise"] = source.draw(shape(case), case.dtype)
-    elif case.rng != "global":
+    elif case.rng != "global" and "generator" in signature(stock(case.name).step).parameters:
         call["generator"] = source.generator
     return call
 
@@ -172,7 +174,7 @@ def reference(case: Case, **deviations: Any) -> list[Tensor]:
         **call,
         **deviations,
     )
-    two = case.name != "DPMSolverMultistepScheduler"  # it returns the sample alone
+    two = case.name not in ONE_RESULT
     return [part for pair in steps for part in (pair if two else pair[:1])]
 
 

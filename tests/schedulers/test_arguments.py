@@ -6,7 +6,7 @@ import torch
 from .classes import NAMES, SD, WITH_INDEX, both, counted, ours
 from .loops import SHAPE, answer, first_step, follow, latents, loop, same
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES
+DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 NOISY = [
     (DPM, SDE, {}),

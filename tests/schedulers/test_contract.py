@@ -15,7 +15,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retri
 from .classes import NAMES, SD, WITH_INDEX, both, ours, stock
 from .loops import SHAPE, compare
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES
+DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 
 
 def parameters(function):

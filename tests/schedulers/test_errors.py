@@ -7,7 +7,7 @@ import torch
 from .classes import NAMES, SD, WITH_INDEX, both, ours
 from .loops import SHAPE, answer, first_step, loop, same
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES
+DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 
 
 @pytest.mark.parametrize("name", [DPM, DDIM])

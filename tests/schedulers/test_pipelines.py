@@ -18,7 +18,7 @@ import fastdiff
 from .classes import NAMES, SD, both, counted, ours, stock
 from .pipelines import KINDS, inputs, mask, networks, picture, pipeline
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES
+DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 CONFIGS = {
     DPM: [{"use_karras_sigmas": True}, {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}],
     DDIM: [{"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}],

@@ -18,7 +18,7 @@ from .classes import NAMES, SD, both, counted, ours, stock
 from .loops import compare, loop, same
 from .pipelines import networks, pipeline
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES
+DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 LOAD = """
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 diffusers.utils.logging.set_verbosity_error()

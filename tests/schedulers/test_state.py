@@ -13,7 +13,7 @@ import torch
 from .classes import NAMES, SD, WITH_INDEX, both, ours
 from .loops import SHAPE, answer, compare, follow, latents, loop, same
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES
+DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 VARIANTS = [
     (DPM, {"solver_order": 3}),
     (DPM, {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),

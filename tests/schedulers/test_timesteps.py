@@ -7,7 +7,7 @@ import torch
 from .classes import NAMES, SD, WITH_INDEX, both, counted, ours
 from .loops import answer, compare, latents, loop, same
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES
+DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 STEPS = 8
 KINDS = {  # how a timestep reaches step -> is it a view
     "element": (lambda s, i: s.timesteps[i], True),
