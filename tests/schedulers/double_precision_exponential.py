@@ -88,4 +88,25 @@ def unipc(s: Any, model: double.Model, x: Tensor, draw: double.Draw, *, begin: i
         yield x, m
 
 
-RECURSION = {"UniPCMultistepScheduler": unipc}
+def deis(s: Any, model: double.Model, x: Tensor, draw: double.Draw, *, begin: int = 0):
+    """DEIS in log(rho), arXiv:2204.13902, section 3.3: a polynomial through the last predictions of
+    the noise, in log(sigma / alpha); they are what x holds beside the prediction of x_0."""
+    c, n, level = s.config, len(s.timesteps), levels(s)
+    past: list[Tensor] = []
+    for i in range(begin, n):
+        (a, b, lam), (a1, b1, lam1) = level[i], level[i + 1]
+        x0 = double._as_data(c, x, model(x, i), a, b, float(s.sigmas[i]))
+        past = [(x - a * x0) / b, *past][: c.solver_order]
+        few = c.lower_order_final and n < 15
+        order = min(len(past), 1 if few and i == n - 1 else 2 if few and i == n - 2 else 3)
+        h = lam1 - lam
+        if h != 0:
+            places = [(level[i - j][2] - lam) / h for j in range(order)]
+            nodes = [
+                (p, m) for j, (p, m) in enumerate(zip(places, past, strict=False)) if not j or p
+            ]
+            x = a1 / a * x - b1 * h * interpolated(nodes, h)
+        yield x, None
+
+
+RECURSION = {"DEISMultistepScheduler": deis, "UniPCMultistepScheduler": unipc}
