@@ -1,4 +1,4 @@
-"""scheduler.step(.., return_dict=False) of the five classes against the installed diffusers.
+"""scheduler.step(.., return_dict=False) of the classes against the installed diffusers.
 
 The step index is begun at 0 and the timestep is an element of scheduler.timesteps, as in a
 pipeline.  Sample and model output are the same tensors for all contestants, on every step.  For
@@ -62,6 +62,8 @@ SAMPLERS = {
     # x, e, z -> x', x_0
     "euler_a": Case("EulerAncestralDiscreteScheduler", {}, 5),
     "ddpm": Case("DDPMScheduler", {"clip_sample": False}, 5),
+    # x, e, h_1, h_2, where the step began -> x', x_0, where this one begins
+    "unipc_2": Case("UniPCMultistepScheduler", {}, 8),
 }
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         DPMSolverMultistepScheduler,
         EulerAncestralDiscreteScheduler,
         EulerDiscreteScheduler,
+        UniPCMultistepScheduler,
         sampler,
     )
     from fastdiff.schedules import NoiseSchedule
@@ -45,6 +46,7 @@ __all__ = [
     "EulerDiscreteScheduler",
     "NoiseSchedule",
     "Plan",
+    "UniPCMultistepScheduler",
     "accelerate",
     "plan",
     "report",
@@ -63,6 +65,7 @@ _HOME = {  # public name -> the module it lives in
     "NoiseSchedule": "fastdiff.schedules",
     "Plan": "fastdiff.plan",
     "SchedulerMixin": "diffusers",
+    "UniPCMultistepScheduler": "fastdiff.schedulers",
     "accelerate": "fastdiff.accelerate",
     "plan": "fastdiff.plan",
     "report": "fastdiff.accelerate",

@@ -173,6 +173,7 @@ PROMISE = {
     "EulerDiscreteScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load
+    "UniPCMultistepScheduler": None,
     "accelerate": "obj, *, strict=False",
     "plan": "solver, *, steps, noise='scaled_linear', spacing='karras', prediction='epsilon', "
     "guidance=None, begin=0, numerics='exact', final_sigma='zero', **solver_options",

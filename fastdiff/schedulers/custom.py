@@ -45,7 +45,8 @@ def without_shift(scheduler: object, mu: float | None) -> None:
     if mu is not None:
         raise ValueError(
             f"mu must be None: {type(scheduler).__name__} has no flow schedule to shift; got {mu}. "
-            "DPMSolverMultistepScheduler with use_flow_sigmas and use_dynamic_shifting has one"
+            "DPMSolverMultistepScheduler and UniPCMultistepScheduler with use_flow_sigmas and "
+            "use_dynamic_shifting have one"
         )
 
 

@@ -97,8 +97,12 @@ class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # 
         if config.use_flow_sigmas and name == "sigmas" and not ends:
             super().set_timesteps(len(values), None, values, mu)
             return
-        levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
         trained = config.num_train_timesteps
+        if name == "timesteps" and values[0] >= trained:
+            raise ValueError(
+                f"timesteps must be below num_train_timesteps, {trained}; got {values[0]:g}"
+            )
+        levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
         last = 0.0 if config.final_sigmas_type == "zero" else float(levels[0])
         if name == "timesteps":
             times = values
@@ -128,17 +132,17 @@ class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # 
             alpha = 1 / np.sqrt(1 + sigmas**2)
             grid = Grid(alpha, sigmas * alpha)
         order, prediction = config["solver_order"], config["prediction_type"]
-        options = {name: config[name] for name in ("solver_type", "lower_order_final")}
+        options = {"order": order, "solver_type": config["solver_type"]}
 
         def build(place: Any) -> Entry:
-            i, k, corrected, data = place
+            i, use, corrected, data = place
             within(i, sigmas)
-            predict = "data" if data else "noise"
-            row = unipc(grid, i, k, order=order, predict=predict, corrected=corrected, **options)
+            predict = "data" if data else "noise"  # and the order is `use`, whatever the place
+            rules = {"predict": predict, "lower_order_final": False, "corrected": corrected}
+            row = unipc(grid, i, use - 1, **options, **rules)
             # the data prediction is x_0, which the op returns anyway; without a correction the
             # step begins with the sample itself
             keep = (() if data else row.keep[:1]) + (row.keep[1:] if corrected else ())
-            use = order_of(i, grid.steps, k, order, config["lower_order_final"])
             row = _read(Row(row.next, keep), max(corrected, use - 1), bool(corrected))
             if config["thresholding"] and data:
                 row = noise_from_data(row, float(grid.alpha[i]), float(grid.sigma[i]))
@@ -161,17 +165,17 @@ class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # 
             config["solver_order"],
             config["prediction_type"],
             bounds if config["thresholding"] else None,
+            config["lower_order_final"],
         )
 
     def _ahead(self, place: Any) -> Iterable[Place]:
-        i, k, _, data = place
-        n, (order, *_) = len(self.sigmas) - 1, self._state.facts
-        final, off = self.config.lower_order_final, self.disable_corrector
+        i, use, _, data = place
+        order, *_, final = self._state.facts
         places = [place]
-        for j in range(i + 1, n):
-            done = min(k + j - i, order)
-            use = 0 if j - 1 in off else order_of(j - 1, n, done - 1, order, final)
-            places.append((j, done, use, data))
+        for j in range(i + 1, len(self.sigmas) - 1):
+            corrected = 0 if j - 1 in self.disable_corrector else use
+            use = order_of(j, len(self.timesteps), self.lower_order_nums + j - i, order, final)
+            places.append((j, use, corrected, data))
         return places
 
     def _unknown_timestep(self, timestep: Any) -> int:
@@ -194,7 +198,7 @@ class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # 
         if self._step_index is None:
             self._init_step_index(timestep)
         state, rows = self._ready()
-        order, prediction, threshold = state.facts
+        order, prediction, threshold, final = state.facts
         i: int = self._step_index  # type: ignore[assignment]
         last, past, k, data = (
             self.last_sample,
@@ -204,10 +208,12 @@ class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # 
         )
         corrects = i > 0 and last is not None and i - 1 not in self.disable_corrector
         corrected = self.this_order if corrects else 0
-        place = (i, k, corrected, data)
+        use = order_of(i, len(self.timesteps), k, order, final)
+        place = (i, use, corrected, data)
         entry = rows[place]
-        from_output = prediction == ("sample" if data else "epsilon")
-        x0_dtype = model_output.dtype if from_output else promote(sample, model_output)
+        x0_dtype = promote(sample, model_output)
+        if prediction == ("sample" if data else "epsilon"):
+            x0_dtype = model_output.dtype
         reads = entry.reads - (1 if corrected else 0)
         history = [*past[: -1 - reads : -1]] if reads else []
         if corrected:
@@ -223,7 +229,7 @@ class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # 
             self.timestep_list[j] = self.timestep_list[j + 1]
         past[-1], self.timestep_list[-1] = x0 if data else kept[0], timestep
         self.last_sample = kept[-1].to(out) if corrected else sample
-        self.this_order = order_of(i, len(self.timesteps), k, order, self.config.lower_order_final)
+        self.this_order = use
         if k < order:
             self.lower_order_nums = k + 1
         self._step_index = i + 1

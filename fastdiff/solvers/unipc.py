@@ -40,7 +40,8 @@ class Step(NamedTuple):
 
 def order_of(i: int, n: int, k: int, order: int, lower_order_final: bool) -> int:
     """The order of step i of n after k steps of the run."""
-    return min(order, k + 1, n - i) if lower_order_final else min(order, k + 1)
+    use = min(order, k + 1)
+    return max(1, min(use, n - i)) if lower_order_final else use
 
 
 def unipc(
@@ -108,7 +109,8 @@ def _step(grid: Grid, i: int, order: int, solver_type: str, data: bool, *, corre
         after = g / 2 if corrector and solver_type == "bh2" else 0.0
         return Step(s1 / s, g - after, (*none[:-1], after) if corrector else none)
     hh, factor = (-h, -a1) if data else (h, -s1)
-    at, places = [], []
+    at: list[int] = []
+    places: list[float] = []
     for j in range(1, order):
         r = grid.span(i, i - j) / h
         # the same level twice, or one without signal, says nothing about the slope

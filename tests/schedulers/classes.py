@@ -6,22 +6,38 @@ mathematics and contract must then still pass, which tests the tests; what count
 
 import importlib
 import os
+from inspect import signature
 from typing import Any, NamedTuple
 
 import diffusers
 
 import fastdiff
 
-NAMES = (
-    "DPMSolverMultistepScheduler",
-    "DDIMScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "DDPMScheduler",
-    "UniPCMultistepScheduler",
-)
-WITH_INDEX = (*NAMES[0:1], *NAMES[2:4], *NAMES[5:])  # DDIM and DDPM have no state
-ONE_RESULT = (NAMES[0], NAMES[5])  # step returns the sample alone
+DPM = "DPMSolverMultistepScheduler"
+DDIM = "DDIMScheduler"
+EULER = "EulerDiscreteScheduler"
+EULER_A = "EulerAncestralDiscreteScheduler"
+DDPM = "DDPMScheduler"
+UNIPC = "UniPCMultistepScheduler"
+NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC)
+
+
+def takes(name: str, argument: str) -> bool:
+    """Whether the constructor of diffusers' class has this option."""
+    return argument in signature(stock(name)).parameters
+
+
+def stock(name: str) -> Any:
+    """diffusers' class of that name."""
+    return getattr(diffusers, name)
+
+
+# what tests ask of a class; never its place in NAMES
+WITH_INDEX = tuple(name for name in NAMES if hasattr(stock(name), "step_index"))  # not DDIM, DDPM
+WITH_GENERATOR = tuple(n for n in NAMES if "generator" in signature(stock(n).step).parameters)
+WITH_HISTORY = tuple(name for name in NAMES if hasattr(stock(name)(), "model_outputs"))
+ONE_RESULT = (DPM, UNIPC)  # step returns the sample alone
+UNKNOWN_IS_LAST = (DPM, UNIPC)  # a timestep that is nowhere means the last one
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 HOME = os.environ.get("FASTDIFF_TEST_SCHEDULERS", "fastdiff.schedulers")
 
@@ -29,11 +45,6 @@ HOME = os.environ.get("FASTDIFF_TEST_SCHEDULERS", "fastdiff.schedulers")
 def ours(name: str) -> Any:
     """The class under test."""
     return getattr(importlib.import_module(HOME), name)
-
-
-def stock(name: str) -> Any:
-    """diffusers' class of that name."""
-    return getattr(diffusers, name)
 
 
 def both(name: str, **config: Any) -> tuple[Any, Any]:

@@ -30,6 +30,13 @@ def answer(x: Tensor, i: int) -> Tensor:
     return torch.tanh(x / (1 + x.abs().max()) + 0.1 * i) + 0.3 * torch.cos(2.0 * x + i)
 
 
+def seeded(s: Any, seed: int = 0) -> dict[str, Any]:
+    """The argument `generator` of step, where it has one."""
+    if "generator" not in s.step.__code__.co_varnames:
+        return {}
+    return {"generator": torch.Generator().manual_seed(seed)}
+
+
 Edit = Callable[[int, Any, Tensor], Tensor | None]
 
 

@@ -1,4 +1,4 @@
-"""Whole runs of the five classes against the installed diffusers, over random draws of all options.
+"""Whole runs of the classes against the installed diffusers, over random draws of all options.
 
 Let r be the run in float64 (double_precision.py), s diffusers' and o ours.  Tensor by tensor, for
 the samples and for the predictions of x_0 apart:

@@ -3,10 +3,23 @@
 import pytest
 import torch
 
-from .classes import NAMES, SD, WITH_INDEX, both, counted, ours
-from .loops import SHAPE, answer, first_step, follow, latents, loop, same
+from .classes import (
+    DDIM,
+    DDPM,
+    DPM,
+    EULER,
+    EULER_A,
+    NAMES,
+    SD,
+    WITH_HISTORY,
+    WITH_INDEX,
+    both,
+    counted,
+    ours,
+    takes,
+)
+from .loops import SHAPE, answer, first_step, follow, latents, loop, same, seeded
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 NOISY = [
     (DPM, SDE, {}),
@@ -40,7 +53,7 @@ class TestNoise:
     @pytest.mark.parametrize(("name", "config", "call"), NOISY, ids=str)
     def test_a_sample_does_not_depend_on_its_neighbours(self, name, config, call):
         """With a list of generators, sample 1 of a batch is what it is alone."""
-        config = config | ({"clip_sample": True} if name in (DDIM, DDPM) else {})
+        config = config | ({"clip_sample": True} if takes(name, "clip_sample") else {})
         s, t, e, x = first_step(name, **config)
         many = [torch.Generator().manual_seed(j) for j in range(2)]
         pair = s.step(e, t, x, generator=many, **call)[0]
@@ -102,7 +115,7 @@ class TestShapes:
     @pytest.mark.parametrize("name", NAMES)
     def test_one_model_output_for_all_samples(self, name, config):
         """As in diffusers, for the noise that is drawn in its shape too."""
-        if config and name in (EULER, EULER_A):
+        if config and not takes(name, "thresholding"):
             pytest.skip("no thresholding there")
         runs = []
         for s in both(name, **SD | config):
@@ -110,7 +123,7 @@ class TestShapes:
             x, seen = latents(s), []
             for i, t in enumerate(s.timesteps[:3]):
                 e = answer(s.scale_model_input(x, t), i)[:1]
-                x = s.step(e, t, x, generator=torch.Generator().manual_seed(i))[0]
+                x = s.step(e, t, x, **seeded(s, i))[0]
                 seen.append(x)
             runs.append(seen)
         for a, b in zip(*runs, strict=True):
@@ -139,10 +152,10 @@ class TestMemory:
         assert len({a.data_ptr() for a, _, _ in kept}) == len(kept)
 
     @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-    @pytest.mark.parametrize("name", NAMES[:4])
+    @pytest.mark.parametrize("name", NAMES)
     def test_an_output_buffer_used_again_does_not_reach_into_history(self, name, prediction):
         """Where diffusers itself keeps the network's tensor (prediction "sample"), so may we."""
-        if prediction == "sample" and name in (DPM, EULER_A):
+        if prediction == "sample" and name in (*WITH_HISTORY, EULER_A):
             pytest.skip("kept by reference in diffusers, or not implemented there")
 
         def run(reuse):
@@ -180,7 +193,7 @@ class TestMemory:
             y = x
             for i, t in enumerate(s.timesteps[:3]):
                 e = layout(answer(latents(s, seed=i), i))
-                y = s.step(e, t, y, generator=torch.Generator().manual_seed(i))[0]
+                y = s.step(e, t, y, **seeded(s, i))[0]
             results.append(y)
         same(*results)
         assert results[0].stride() == results[1].stride()
@@ -190,14 +203,14 @@ class TestGradients:
     @pytest.mark.parametrize("name", NAMES)
     def test_gradcheck(self, name):
         """Through two steps, so also through history; float64 runs in float64."""
-        s = ours(name)(**SD, **({"clip_sample": False} if name in (DDIM, DDPM) else {}))
+        s = ours(name)(**SD, **({"clip_sample": False} if takes(name, "clip_sample") else {}))
 
         def two_steps(e, x):
             s.set_timesteps(6)
             x0 = 0
             for i, t in enumerate(s.timesteps[:2]):
                 scaled = s.scale_model_input(x, t)
-                out = s.step(e * (i + 1) + scaled, t, x, generator=torch.Generator().manual_seed(i))
+                out = s.step(e * (i + 1) + scaled, t, x, **seeded(s, i))
                 x, x0 = out.prev_sample, x0 + out.get("pred_original_sample", 0)
             return x + x0
 
@@ -208,7 +221,7 @@ class TestGradients:
     @pytest.mark.parametrize("config", [{}, {"thresholding": True}], ids=["plain", "thresholding"])
     @pytest.mark.parametrize("name", NAMES)
     def test_gradients_are_those_of_diffusers(self, name, config):
-        if config and name in (EULER, EULER_A):
+        if config and not takes(name, "thresholding"):
             pytest.skip("no thresholding there")
         grads = []
         for s in both(name, **SD | config):
@@ -217,7 +230,7 @@ class TestGradients:
             e = answer(latents(s, seed=1), 1).requires_grad_()
             y = x
             for i, t in enumerate(s.timesteps[:3]):
-                y = s.step(e * (i + 1), t, y, generator=torch.Generator().manual_seed(i))[0]
+                y = s.step(e * (i + 1), t, y, **seeded(s, i))[0]
             y.square().sum().backward()
             grads.append((x.grad, e.grad))
         for a, b in zip(*grads, strict=True):
@@ -244,9 +257,9 @@ class TestOtherMethods:
             if moment != "before" and name in WITH_INDEX:
                 s.set_begin_index(3)
             if moment == "after a step":
-                s.step(z, s.timesteps[3], x, generator=torch.Generator())
+                s.step(z, s.timesteps[3], x, **seeded(s))
             results.append(s.add_noise(x, z, s.timesteps[[3, 5]]))
-            follow_up = s.step(z, s.timesteps[5], x, generator=torch.Generator().manual_seed(1))[0]
+            follow_up = s.step(z, s.timesteps[5], x, **seeded(s, 1))[0]
             results.append(follow_up)
         same(results[0], results[2])
         same(results[1], results[3])

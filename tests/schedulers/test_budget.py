@@ -25,6 +25,12 @@ CASES = {
         {"algorithm_type": "sde-dpmsolver++"},
         {"prediction_type": "v_prediction", "solver_order": 1},
     ],
+    "UniPCMultistepScheduler": [
+        {},
+        {"solver_order": 3, "use_karras_sigmas": True},
+        {"prediction_type": "v_prediction", "disable_corrector": [0, 7]},
+        {"predict_x0": False, "final_sigmas_type": "sigma_min"},
+    ],
     "DDIMScheduler": [{"clip_sample": False}, {}, {"call": {"eta": 1.0}}],
     "EulerDiscreteScheduler": [{}, {"call": {"s_churn": 30.0}}],
     "EulerAncestralDiscreteScheduler": [{}],

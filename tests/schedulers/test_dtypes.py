@@ -22,6 +22,20 @@ KINDS = {
         "sde": {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
         "threshold": {"thresholding": True},
     },
+    "UniPCMultistepScheduler": {
+        "epsilon": {},
+        "third": {"solver_order": 3},
+        "sample": {"prediction_type": "sample"},
+        "v": {"prediction_type": "v_prediction"},
+        "noise": {"predict_x0": False, "final_sigmas_type": "sigma_min"},
+        "noise of v": {
+            "predict_x0": False,
+            "final_sigmas_type": "sigma_min",
+            "prediction_type": "v_prediction",
+        },
+        "uncorrected": {"disable_corrector": [0]},
+        "threshold": {"thresholding": True},
+    },
     "DDIMScheduler": {
         "epsilon": {"clip_sample": False},
         "clip": {},

@@ -4,13 +4,24 @@ import numpy as np
 import pytest
 import torch
 
-from .classes import NAMES, SD, WITH_INDEX, both, ours
-from .loops import SHAPE, answer, first_step, loop, same
+from .classes import (
+    DDIM,
+    DDPM,
+    DPM,
+    EULER,
+    EULER_A,
+    NAMES,
+    SD,
+    UNIPC,
+    WITH_HISTORY,
+    WITH_INDEX,
+    both,
+    ours,
+)
+from .loops import SHAPE, answer, first_step, loop, same, seeded
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 
-
-@pytest.mark.parametrize("name", [DPM, DDIM])
+@pytest.mark.parametrize("name", [DPM, DDIM, UNIPC])
 def test_step_before_set_timesteps(name):
     s = ours(name)(**SD)
     with pytest.raises(ValueError, match="set_timesteps"):
@@ -36,8 +47,9 @@ def test_a_model_output_of_another_shape_is_named(name, shape):
         s.step(torch.zeros(shape), t, x)
 
 
-def test_a_history_of_another_shape_is_named():
-    s = ours(DPM)(**SD)
+@pytest.mark.parametrize("name", WITH_HISTORY)
+def test_a_history_of_another_shape_is_named(name):
+    s = ours(name)(**SD)
 
     def edit(i, s, x):
         if i == 4:
@@ -53,11 +65,8 @@ def test_after_an_error_the_step_can_be_repeated(name):
     with pytest.raises(ValueError, match="model_output"):
         s.step(e[:, :, :3], t, x)
     clean, _, _, _ = first_step(name)
-    more = {"generator": torch.Generator().manual_seed(0)}
-    assert torch.equal(
-        s.step(e, t, x, **more)[0],
-        clean.step(e, t, x, generator=more["generator"].manual_seed(0))[0],
-    )
+    again, expected = (one.step(e, t, x, **seeded(one))[0] for one in (s, clean))
+    assert torch.equal(again, expected)
     if name in WITH_INDEX:
         assert s.step_index == 1
 
@@ -85,6 +94,12 @@ def test_a_step_after_the_last_one(name):
         (DDPM, {"timesteps": [1000, 7]}, "timesteps"),
         (DPM, {"timesteps": [9, 3], "sigmas": [1.0, 0.0]}, "sigmas"),
         (DPM, {"sigmas": [1.0, 2.0, 0.0]}, "sigmas"),
+        (UNIPC, {}, "num_inference_steps"),
+        (UNIPC, {"timesteps": [9, 3], "sigmas": [1.0, 0.0]}, "sigmas"),
+        (UNIPC, {"sigmas": [1.0, 2.0, 0.0]}, "sigmas"),
+        (UNIPC, {"timesteps": [3, 7]}, "timesteps"),
+        (UNIPC, {"timesteps": [1000, 7]}, "timesteps"),
+        (UNIPC, {"num_inference_steps": 3, "sigmas": [1.0, 0.5, 0.2, 0.1, 0.0]}, "sigmas"),
         (EULER_A, {"sigmas": [3.0, float("nan")]}, "sigmas"),
         (DDIM, {"timesteps": [[9, 3]]}, "timesteps"),
         (DDIM, {"timesteps": ["a"]}, "timesteps"),

@@ -9,10 +9,9 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from .classes import HOME, NAMES, SD, ours, stock
+from .classes import DDIM, DDPM, DPM, EULER, EULER_A, HOME, ONE_RESULT, SD, UNIPC, ours, stock
 from .runs import Case, finite, gaps, mine, prepare, reference, run, theirs
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 REL = 1e-5
 ORDER3 = SD | {"solver_order": 3, "use_karras_sigmas": True}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -26,7 +25,7 @@ def exact_run(case):
 
 
 def samples(case, tensors):
-    return tensors if case.name == DPM else tensors[::2]
+    return tensors if case.name in ONE_RESULT else tensors[::2]
 
 
 DEVIATIONS = {  # quirk -> (a run that has it, how the recursion differs without it, its least size)
@@ -75,6 +74,7 @@ def test_every_deviation_on_the_list_has_a_test():
         Case(DDIM, SD, 10, {"eta": 0.5}),
         Case(EULER, SD, 20, {"s_churn": 20.0}),
         Case(EULER_A, SD, 20),
+        Case(UNIPC, SD | {"solver_order": 3, "use_karras_sigmas": True}, 20),
     ],
     ids=lambda case: f"{case.name}-{len(case.config)}",
 )

@@ -15,16 +15,16 @@ from diffusers import StableDiffusionPipeline
 
 import fastdiff
 
-from .classes import NAMES, SD, both, counted, ours, stock
+from .classes import DDIM, DDPM, DPM, EULER, EULER_A, NAMES, SD, UNIPC, both, counted, ours, stock
 from .pipelines import KINDS, inputs, mask, networks, picture, pipeline
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 CONFIGS = {
     DPM: [{"use_karras_sigmas": True}, {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}],
     DDIM: [{"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}],
     EULER: [{}, {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}],
     EULER_A: [{}],
     DDPM: [{"clip_sample": False}],
+    UNIPC: [{}, {"solver_order": 3, "use_karras_sigmas": True}],
 }
 BUILT_IN = Path(fastdiff.__file__).parent / "shapes" / "weights" / "base"
 

@@ -14,11 +14,10 @@ import torch
 
 import fastdiff
 
-from .classes import NAMES, SD, both, counted, ours, stock
+from .classes import DDIM, DDPM, DPM, NAMES, SD, both, counted, ours, stock
 from .loops import compare, loop, same
 from .pipelines import networks, pipeline
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 LOAD = """
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 diffusers.utils.logging.set_verbosity_error()
@@ -44,7 +43,7 @@ def fresh(code, *arguments):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Pipelines on disk: with our classes ("ours") and accelerated ones ("stock"), all five."""
+    """Pipelines on disk: with our classes ("ours") and accelerated ones ("stock"); every class."""
     top, parts = tmp_path_factory.mktemp("pipelines"), networks()
     for name in NAMES:
         pipeline(ours(name)(**SD), parts=parts).save_pretrained(top / "ours" / name)

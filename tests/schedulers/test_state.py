@@ -10,17 +10,33 @@ import pickle
 import pytest
 import torch
 
-from .classes import NAMES, SD, WITH_INDEX, both, ours
-from .loops import SHAPE, answer, compare, follow, latents, loop, same
+from .classes import (
+    DDIM,
+    DDPM,
+    DPM,
+    EULER,
+    EULER_A,
+    SD,
+    UNIPC,
+    WITH_GENERATOR,
+    WITH_HISTORY,
+    WITH_INDEX,
+    both,
+    ours,
+)
+from .loops import SHAPE, answer, compare, follow, latents, loop, same, seeded
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 VARIANTS = [
     (DPM, {"solver_order": 3}),
     (DPM, {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
     (DPM, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
     (EULER, {"prediction_type": "v_prediction"}),
     (EULER_A, {}),
+    (UNIPC, {"solver_order": 3}),
+    (UNIPC, {"predict_x0": False, "final_sigmas_type": "sigma_min"}),
+    (UNIPC, {"use_karras_sigmas": True, "disable_corrector": [2], "lower_order_final": True}),
 ]
+KEEPING = [one for one in VARIANTS if one[0] in WITH_HISTORY]
 STATELESS = [(DDIM, {"clip_sample": False}), (DDPM, {})]
 
 
@@ -107,7 +123,7 @@ class TestSigmas:
                 s.sigmas.numpy()[1] *= factor
                 x, t = latents(s), s.timesteps[0]
                 e = answer(s.scale_model_input(x, t), 0)
-                x = s.step(e, t, x, generator=torch.Generator().manual_seed(0)).prev_sample
+                x = s.step(e, t, x, **seeded(s)).prev_sample
             runs.append(x)
         same(*runs)
 
@@ -156,9 +172,7 @@ class TestSigmas:
 
 
 class TestHistory:
-    DPM3 = VARIANTS[:3]
-
-    @each(*DPM3)
+    @each(*KEEPING)
     def test_overwritten_before_the_first_step(self, name, config):
         """diffusers' own tests do this, with lower_order_nums still 0."""
 
@@ -167,7 +181,7 @@ class TestHistory:
 
         follow(name, config=config, ready=ready)
 
-    @each(*DPM3)
+    @each(*KEEPING)
     def test_overwritten_in_the_middle(self, name, config):
         def edit(i, s, x):
             if i == 4:
@@ -175,7 +189,7 @@ class TestHistory:
 
         follow(name, edit, config)
 
-    @each(*DPM3)
+    @each(*KEEPING)
     def test_written_in_place(self, name, config):
         def edit(i, s, x):
             if i == 4:
@@ -183,18 +197,20 @@ class TestHistory:
 
         follow(name, edit, config)
 
-    @each(*DPM3)
+    @each(*KEEPING)
     def test_cut_to_another_shape(self, name, config):
         """ChronoEdit drops frames: sample and history go on with another shape."""
 
         def edit(i, s, x):
             if i == 4:
                 s.model_outputs = [m[:, :, :3].clone() for m in s.model_outputs]
+                if name == UNIPC:
+                    s.last_sample = s.last_sample[:, :, :3].clone()
                 return x[:, :, :3].clone()
 
-        follow(name, edit, config, call={"generator": torch.Generator().manual_seed(0)})
+        follow(name, edit, config)
 
-    @each(*DPM3)
+    @each(*KEEPING)
     def test_the_counter_restarted(self, name, config):
         def edit(i, s, x):
             if i in (3, 5):
@@ -257,7 +273,7 @@ class TestCopies:
                 for j in range(2):
                     s.__dict__.update(states[j])
                     e = answer(s.scale_model_input(xs[j], t), i + j)
-                    more = {} if name == DDIM else {"generator": generator}
+                    more = {"generator": generator} if name in WITH_GENERATOR else {}
                     xs[j] = s.step(e, t, xs[j], **more).prev_sample
                     states[j] = copy.deepcopy(s.__dict__)
             return xs
@@ -302,7 +318,7 @@ class TestIndex:
         """LEDITS++ and Cosmos: _step_index -= 1 repeats a step."""
 
         def edit(i, s, x):
-            if i in (3, 6):  # not earlier: diffusers' third order would read sigmas[-1]
+            if i in (4, 6):  # not earlier: diffusers' third order would read sigmas[-1]
                 s._step_index -= 1
 
         follow(name, edit, config)
@@ -325,7 +341,7 @@ class TestIndex:
             for j in (5, 2, 6):
                 t = s.timesteps[j]
                 s.scale_model_input(x, t)
-                x = s.step(answer(x, j), t, x, generator=torch.Generator().manual_seed(j))[0]
+                x = s.step(answer(x, j), t, x, **seeded(s, j))[0]
                 seen.append((x, s.step_index))
             return seen
 

@@ -10,10 +10,9 @@ import threading
 import pytest
 import torch
 
-from .classes import NAMES, SD, ours
+from .classes import DDIM, DDPM, DPM, EULER, EULER_A, SD, UNIPC, ours
 from .loops import loop
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 CASES = [
     (DPM, {"solver_order": 3, "use_karras_sigmas": True}),
     (DPM, {"algorithm_type": "sde-dpmsolver++"}),
@@ -21,6 +20,7 @@ CASES = [
     (EULER, {}),
     (EULER_A, {}),
     (DDPM, {}),
+    (UNIPC, {"solver_order": 3}),
 ]
 _fresh = itertools.count()
 

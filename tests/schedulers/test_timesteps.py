@@ -4,10 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from .classes import NAMES, SD, WITH_INDEX, both, counted, ours
-from .loops import answer, compare, latents, loop, same
+from .classes import (
+    DDIM,
+    DDPM,
+    DPM,
+    EULER,
+    EULER_A,
+    NAMES,
+    SD,
+    UNKNOWN_IS_LAST,
+    WITH_INDEX,
+    both,
+    counted,
+    ours,
+)
+from .loops import answer, compare, latents, loop, same, seeded
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES[:5]
 STEPS = 8
 KINDS = {  # how a timestep reaches step -> is it a view
     "element": (lambda s, i: s.timesteps[i], True),
@@ -28,16 +40,9 @@ def told_by(s, pick):
     x, seen = latents(s), []
     for i in range(STEPS):
         t = pick(s, i)
-        more = (
-            {"generator": torch.Generator().manual_seed(i)} if "generator" in arguments(s) else {}
-        )
-        x = s.step(answer(s.scale_model_input(x, t), i), t, x, **more).prev_sample
+        x = s.step(answer(s.scale_model_input(x, t), i), t, x, **seeded(s, i)).prev_sample
         seen.append(x)
     return seen
-
-
-def arguments(s):
-    return type(s).step.__code__.co_varnames
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,7 +116,7 @@ def test_whole_numbers_are_refused_where_diffusers_refuses_them(name, t):
         s.step(latents(s), t, latents(s))
 
 
-@pytest.mark.parametrize("name", [DPM])
+@pytest.mark.parametrize("name", UNKNOWN_IS_LAST)
 def test_whole_numbers_mean_timesteps_where_diffusers_takes_them(name):
     mine, theirs = both(name, **SD)
     for s in (mine, theirs):
@@ -123,8 +128,9 @@ def test_whole_numbers_mean_timesteps_where_diffusers_takes_them(name):
     assert mine.step_index == theirs.step_index
 
 
-def test_a_timestep_that_is_nowhere_is_the_last_one_for_dpm_solver():
-    mine, theirs = both(DPM, **SD)
+@pytest.mark.parametrize("name", UNKNOWN_IS_LAST)
+def test_a_timestep_that_is_nowhere_is_the_last_one_for_multistep_solvers(name):
+    mine, theirs = both(name, **SD)
     for s in (mine, theirs):
         s.set_timesteps(STEPS)
     x = latents(mine)

@@ -23,6 +23,7 @@ NAMES = (
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
     "DDPMScheduler",
+    "UniPCMultistepScheduler",
 )
 OURS = {getattr(diffusers, name): getattr(schedulers, name) for name in NAMES}
 tested: set[type] = set()
