@@ -35,6 +35,7 @@ TITLES = {
     "euler": "Euler",
     "euler_a": "Euler a",
     "ddpm": "DDPM",
+    "unipc_2": "UniPC-2",
 }
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 MISSING = "Not yet measured."

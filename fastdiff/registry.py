@@ -81,7 +81,7 @@ def _dpm(name: str, order: int, config: Mapping[str, Any], *aliases: str, **more
 
 
 def _unipc(order: int, *aliases: str) -> Solver:
-    """UniPC-p, corrected: of order p + 1, but a cold start leaves an error h^3 of its first step."""
+    """UniPC-p, corrected: of order p + 1, but a cold start leaves h^3 of its first step."""
     return Solver(
         f"unipc_{order}",
         unipc,

@@ -48,7 +48,7 @@ def unipc(s: Any, model: double.Model, x: Tensor, draw: double.Draw, *, begin: i
         (a, b, lam), (a1, b1, lam1) = level[i], level[i + 1]
         h = lam1 - lam
         if b1 == 0:
-            return a1 * known[0]
+            return a1 * (known[0] if data else (x - b * known[0]) / a)
         if h == 0:
             return x
         nodes = [(0.0, known[0])]

@@ -4,6 +4,8 @@ Every deviation that "faithful" reproduces is listed in fastdiff/schedulers/quir
 has a test here that shows its size, and that "exact" is the float64 recursion without it.
 """
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -99,8 +101,9 @@ def test_beta_of_ddpm_is_rounded():
     assert max(gaps(faithful, exact)) >= 1e-5
 
 
-def test_model_times_keep_their_fractions():
-    s = ours(DPM)(**FLOW, flow_shift=3.0)
+@pytest.mark.parametrize("name", [DPM, UNIPC])
+def test_model_times_keep_their_fractions(name):
+    s = ours(name)(**FLOW, flow_shift=3.0)
     s.set_timesteps(10)
     assert s.timesteps.dtype == torch.int64
     faithful = s.timesteps.tolist()
@@ -119,8 +122,9 @@ def test_model_times_keep_their_fractions():
 
 
 @pytest.mark.parametrize("spacing", ["use_exponential_sigmas", "use_beta_sigmas"])
-def test_model_times_are_rounded_not_cut(spacing):
-    s = ours(DPM)(**SD, **{spacing: True})
+@pytest.mark.parametrize("name", [DPM, UNIPC])
+def test_model_times_are_rounded_not_cut(name, spacing):
+    s = ours(name)(**SD, **{spacing: True})
     s.numerics = "exact"
     s.set_timesteps(12)
     levels = np.log(((1 - s.alphas_cumprod) / s.alphas_cumprod).double().numpy()) / 2
@@ -162,6 +166,29 @@ class TestWhereDiffusersFails:
             run(stock(DPM), case)
         seen = exact_run(case) if numerics == "exact" else mine(case)[0]
         assert max(gaps(seen, reference(case, second=second))) <= REL
+
+    @pytest.mark.parametrize("numerics", ["faithful", "exact"])
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"solver_type": "bh1"},
+            {"lower_order_final": False, "solver_order": 3},
+            {"predict_x0": False},
+            {
+                "use_karras_sigmas": True,
+                "final_sigmas_type": "sigma_min",
+                "solver_order": 3,
+                "lower_order_final": False,
+            },
+        ],
+        ids=str,
+    )
+    def test_unipc_at_level_0_and_at_equal_levels(self, config, numerics):
+        case = Case(UNIPC, SD | config, 20)
+        with contextlib.suppress(torch.linalg.LinAlgError):
+            assert not finite(theirs(case)[0])
+        seen = exact_run(case) if numerics == "exact" else mine(case)[0]
+        assert max(gaps(seen, reference(case))) <= REL
 
     def test_fixed_large_log_has_the_variance_of_fixed_large(self):
         large, log = (

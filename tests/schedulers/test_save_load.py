@@ -14,7 +14,7 @@ import torch
 
 import fastdiff
 
-from .classes import DDIM, DDPM, DPM, NAMES, SD, both, counted, ours, stock
+from .classes import DDIM, DDPM, DPM, NAMES, SD, UNIPC, both, counted, ours, stock
 from .loops import compare, loop, same
 from .pipelines import networks, pipeline
 
@@ -272,6 +272,16 @@ class TestReport:
         s.step(torch.randn(1, 8, 4, 4), s.timesteps[0], x)
         assert counted(s).fused == 0
         assert any("variance_type" in reason for reason in counted(s).reference)
+
+    def test_counts_a_predictor_that_is_another_scheduler(self):
+        runs = []
+        for cls in (ours(UNIPC), stock(UNIPC)):
+            s = cls(**SD, solver_p=diffusers.DDIMScheduler(**SD))
+            runs.append(loop(s))
+            if cls is ours(UNIPC):
+                assert counted(s).fused == 0
+                assert counted(s).reference == {"reference: solver_p is another scheduler": 8}
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
     @pytest.mark.parametrize("name", NAMES)
     def test_strict_raises_instead_of_leaving_the_kernels(self, name):

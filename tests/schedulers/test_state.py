@@ -225,6 +225,24 @@ class TestHistory:
         for kept, reference in zip(mine.model_outputs, theirs.model_outputs, strict=True):
             same(kept, reference)
 
+    @each(*(one for one in KEEPING if one[0] == UNIPC))
+    def test_of_unipc_is_kept_where_others_read_it(self, name, config):
+        mine, theirs = both(name, **SD | config)
+
+        def edit(i, s, x):
+            seen.append((getattr(s, "this_order", None), s.lower_order_nums, [*s.timestep_list]))
+            kept.append([*s.model_outputs, s.last_sample])
+
+        runs = []
+        for s in (mine, theirs):
+            seen, kept = [], []
+            loop(s, edit)
+            runs.append((seen, kept))
+        assert runs[0][0] == runs[1][0]
+        for ours_, reference in zip(runs[0][1], runs[1][1], strict=True):
+            for a, b in zip(ours_, reference, strict=True):
+                assert a is b is None or same(a, b) is None
+
     def test_a_stale_history_cannot_be_read(self):
         """Weights of 0 do not touch what they weigh: NaN left by somebody else stays away."""
 
