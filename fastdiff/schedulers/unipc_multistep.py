@@ -217,12 +217,12 @@ class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # 
         )
         corrects = i > 0 and last is not None and i - 1 not in self.disable_corrector
         corrected = self.this_order if corrects else 0
-        use = order_of(i, len(self.timesteps), k, order, final)
+        known = state.timesteps is self.timesteps  # the length of a list is found faster
+        n = len(state.values) if known else len(self.timesteps)
+        use = order_of(i, n, k, order, final)
         place = (i, use, corrected, data)
         entry = rows[place]
-        x0_dtype = promote(sample, model_output)
-        if prediction == ("sample" if data else "epsilon"):
-            x0_dtype = model_output.dtype
+        wide = promote(sample, model_output)
         reads = entry.reads - (1 if corrected else 0)
         history = [*past[: -1 - reads : -1]] if reads else []
         if corrected:
@@ -230,14 +230,18 @@ class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # 
         keeps = (0 if data else 1) + (1 if corrected else 0)
         out = sample.dtype
         prev, x0, kept = self._apply(
-            rows, place, entry, sample, model_output, history, None, out, x0_dtype, keeps,
+            rows, place, entry, sample, model_output, history, None, out, wide, keeps,
             threshold if data else None,
         )  # fmt: skip
+        made = x0 if data else kept[0]
+        if wide is not model_output.dtype and prediction == ("sample" if data else "epsilon"):
+            made = made.to(model_output.dtype)  # diffusers keeps the output itself
         for j in range(order - 1):
             past[j] = past[j + 1]
             self.timestep_list[j] = self.timestep_list[j + 1]
-        past[-1], self.timestep_list[-1] = x0 if data else kept[0], timestep
-        self.last_sample = kept[-1].to(out) if corrected else sample
+        past[-1], self.timestep_list[-1] = made, timestep
+        begun = kept[-1] if corrected else sample
+        self.last_sample = begun if begun.dtype is out else begun.to(out)
         self.this_order = use
         if k < order:
             self.lower_order_nums = k + 1

@@ -10,7 +10,8 @@ import itertools
 import pytest
 import torch
 
-from .classes import NAMES, SD, both
+from .classes import NAMES, SD, UNIPC, both
+from .loops import same
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 KINDS = {
@@ -87,6 +88,23 @@ def two_steps(scheduler, output, sample, call):
     except (RuntimeError, TypeError, NotImplementedError) as error:
         return type(error), None
     return row, prev
+
+
+@pytest.mark.parametrize("config", [{"prediction_type": "sample"}, {"predict_x0": False}], ids=str)
+def test_unipc_keeps_where_a_step_began_with_the_digits_of_the_sample(config):
+    """Not with those of a coarser network, whose answer is kept in its own dtype beside it."""
+    seen = []
+    for s in both(UNIPC, **SD | config | {"final_sigmas_type": "sigma_min"}):
+        s.set_timesteps(10)
+        g = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 3, 4, 4, generator=g)
+        for t in s.timesteps[:4]:
+            x = s.step(torch.randn(1, 3, 4, 4, generator=g).bfloat16(), t, x).prev_sample
+        assert s.model_outputs[-1].dtype == torch.bfloat16
+        assert s.last_sample.dtype == torch.float32
+        assert (s.last_sample != s.last_sample.bfloat16()).any()
+        seen.append(s.last_sample)
+    same(*seen, torch.finfo(torch.bfloat16).eps)  # diffusers rounds differences of predictions
 
 
 @pytest.mark.parametrize(
