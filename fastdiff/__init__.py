@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fastdiff.schedulers import (
         DDIMScheduler,
         DDPMScheduler,
+        DEISMultistepScheduler,
         DPMSolverMultistepScheduler,
         EulerAncestralDiscreteScheduler,
         EulerDiscreteScheduler,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DDIMScheduler",
     "DDPMScheduler",
+    "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
@@ -59,6 +61,7 @@ __all__ = [
 _HOME = {  # public name -> the module it lives in
     "DDIMScheduler": "fastdiff.schedulers",
     "DDPMScheduler": "fastdiff.schedulers",
+    "DEISMultistepScheduler": "fastdiff.schedulers",
     "DPMSolverMultistepScheduler": "fastdiff.schedulers",
     "EulerAncestralDiscreteScheduler": "fastdiff.schedulers",
     "EulerDiscreteScheduler": "fastdiff.schedulers",

@@ -80,6 +80,20 @@ def _dpm(name: str, order: int, config: Mapping[str, Any], *aliases: str, **more
     )
 
 
+def _deis(order: int, *aliases: str) -> Solver:
+    """DEIS in log(rho): DPM-Solver with the integrals of its polynomial taken whole."""
+    return Solver(
+        f"deis_{order}",
+        dpmpp,
+        order=min(order, 2),
+        depths=(order - 1,) if order > 1 else (),
+        preset={"order": order, "predict": "noise", "solver_type": "heun"},
+        options={"lower_order_final": True},
+        scheduler=("DEISMultistepScheduler", {"solver_order": order}),
+        aliases=aliases,
+    )
+
+
 def _unipc(order: int, *aliases: str) -> Solver:
     """UniPC-p, corrected: of order p + 1, but a cold start leaves h^3 of its first step."""
     return Solver(
@@ -141,6 +155,9 @@ _ROWS = (
     _unipc(1),
     _unipc(2, "unipc", "UniPC", "uni_pc_bh2"),
     _unipc(3),
+    _deis(1),
+    _deis(2, "DEIS", "deis"),
+    _deis(3),
 )
 SOLVERS: Mapping[str, Solver] = {row.name: row for row in _ROWS}
 

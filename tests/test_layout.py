@@ -168,6 +168,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 PROMISE = {
     "DDIMScheduler": None,  # constructors are diffusers'
     "DDPMScheduler": None,
+    "DEISMultistepScheduler": None,
     "DPMSolverMultistepScheduler": None,
     "EulerAncestralDiscreteScheduler": None,
     "EulerDiscreteScheduler": None,

@@ -16,6 +16,7 @@ from diffusers import SchedulerMixin
 from fastdiff.registry import SOLVERS, find
 from fastdiff.schedulers.ddim import DDIMScheduler
 from fastdiff.schedulers.ddpm import DDPMScheduler
+from fastdiff.schedulers.deis_multistep import DEISMultistepScheduler
 from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
@@ -27,6 +28,7 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     EulerAncestralDiscreteScheduler,
     DDPMScheduler,
     UniPCMultistepScheduler,
+    DEISMultistepScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -113,6 +115,7 @@ __all__ = [
     "SOLVERS",
     "DDIMScheduler",
     "DDPMScheduler",
+    "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",

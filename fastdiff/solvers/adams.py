@@ -44,8 +44,9 @@ def adams(grid: Grid, i: int, k: int, *, order: int = MOST, steps: str = "exact"
     used = 1
     while used < len(levels) and _apart(levels[used - 1] - levels[used], length, levels[used]):
         used += 1
+    weights: tuple[float, ...] = (0.0,)
     if length == 0:  # two equal noise levels: nothing to do
-        weights = (0.0,)
+        pass
     elif steps == "equal":
         weights = tuple(length * c for c in EQUAL[used])
     else:

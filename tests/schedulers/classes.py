@@ -19,7 +19,8 @@ EULER = "EulerDiscreteScheduler"
 EULER_A = "EulerAncestralDiscreteScheduler"
 DDPM = "DDPMScheduler"
 UNIPC = "UniPCMultistepScheduler"
-NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC)
+DEIS = "DEISMultistepScheduler"
+NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS)
 
 
 def takes(name: str, argument: str) -> bool:
@@ -36,8 +37,8 @@ def stock(name: str) -> Any:
 WITH_INDEX = tuple(name for name in NAMES if hasattr(stock(name), "step_index"))  # not DDIM, DDPM
 WITH_GENERATOR = tuple(n for n in NAMES if "generator" in signature(stock(n).step).parameters)
 WITH_HISTORY = tuple(name for name in NAMES if hasattr(stock(name)(), "model_outputs"))
-ONE_RESULT = (DPM, UNIPC)  # step returns the sample alone
-UNKNOWN_IS_LAST = (DPM, UNIPC)  # a timestep that is nowhere means the last one
+ONE_RESULT = (DPM, UNIPC, DEIS)  # step returns the sample alone
+UNKNOWN_IS_LAST = (DPM, UNIPC, DEIS)  # a timestep that is nowhere means the last one
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 HOME = os.environ.get("FASTDIFF_TEST_SCHEDULERS", "fastdiff.schedulers")
 

@@ -117,6 +117,19 @@ TABLE["UniPCMultistepScheduler"] = {
     "sigma_max": [None],
     "shift_terminal": [None, 0.1],
 }
+TABLE["DEISMultistepScheduler"] = {
+    key: values
+    for key, values in TABLE["DPMSolverMultistepScheduler"].items()
+    if key
+    not in (
+        "rescale_betas_zero_snr",
+        "euler_at_final",
+        "use_lu_lambdas",
+        "final_sigmas_type",
+        "lambda_min_clipped",
+        "variance_type",
+    )
+} | {"algorithm_type": ["deis"], "solver_type": ["logrho"]}
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -132,7 +145,7 @@ def accepted(name: str, c: dict[str, Any], steps: int) -> bool:
         return False
     if c["trained_betas"] is not None and c["num_train_timesteps"] != len(_BETAS):
         return False
-    if c["rescale_betas_zero_snr"] and c["trained_betas"] is not None:
+    if c.get("rescale_betas_zero_snr") and c["trained_betas"] is not None:
         return False
     if c["num_train_timesteps"] < 8 * steps:  # no level twice
         return False

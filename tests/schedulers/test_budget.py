@@ -31,6 +31,7 @@ CASES = {
         {"prediction_type": "v_prediction", "disable_corrector": [0, 7]},
         {"predict_x0": False, "final_sigmas_type": "sigma_min"},
     ],
+    "DEISMultistepScheduler": [{}, {"solver_order": 3, "use_karras_sigmas": True}],
     "DDIMScheduler": [{"clip_sample": False}, {}, {"call": {"eta": 1.0}}],
     "EulerDiscreteScheduler": [{}, {"call": {"s_churn": 30.0}}],
     "EulerAncestralDiscreteScheduler": [{}],

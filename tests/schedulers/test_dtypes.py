@@ -37,6 +37,13 @@ KINDS = {
         "uncorrected": {"disable_corrector": [0]},
         "threshold": {"thresholding": True},
     },
+    "DEISMultistepScheduler": {
+        "epsilon": {},
+        "third": {"solver_order": 3},
+        "sample": {"prediction_type": "sample"},
+        "v": {"prediction_type": "v_prediction"},
+        "threshold": {"thresholding": True},
+    },
     "DDIMScheduler": {
         "epsilon": {"clip_sample": False},
         "clip": {},

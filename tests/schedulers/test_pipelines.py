@@ -15,7 +15,21 @@ from diffusers import StableDiffusionPipeline
 
 import fastdiff
 
-from .classes import DDIM, DDPM, DPM, EULER, EULER_A, NAMES, SD, UNIPC, both, counted, ours, stock
+from .classes import (
+    DDIM,
+    DDPM,
+    DEIS,
+    DPM,
+    EULER,
+    EULER_A,
+    NAMES,
+    SD,
+    UNIPC,
+    both,
+    counted,
+    ours,
+    stock,
+)
 from .pipelines import KINDS, inputs, mask, networks, picture, pipeline
 
 CONFIGS = {
@@ -25,6 +39,7 @@ CONFIGS = {
     EULER_A: [{}],
     DDPM: [{"clip_sample": False}],
     UNIPC: [{}, {"solver_order": 3, "use_karras_sigmas": True}],
+    DEIS: [{}, {"solver_order": 3, "use_karras_sigmas": True}],
 }
 BUILT_IN = Path(fastdiff.__file__).parent / "shapes" / "weights" / "base"
 

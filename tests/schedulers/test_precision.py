@@ -42,6 +42,10 @@ CASES = {
         },
         20,
     ),
+    "deis": Case("DEISMultistepScheduler", SD, 20),
+    "deis-3-v": Case(
+        "DEISMultistepScheduler", SD | {"solver_order": 3, "prediction_type": "v_prediction"}, 20
+    ),
     "ddpm": Case("DDPMScheduler", SD | {"clip_sample": False}, 20),
     "ddpm-large": Case("DDPMScheduler", SD | {"variance_type": "fixed_large"}, 20),
 }

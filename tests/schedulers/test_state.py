@@ -13,6 +13,7 @@ import torch
 from .classes import (
     DDIM,
     DDPM,
+    DEIS,
     DPM,
     EULER,
     EULER_A,
@@ -32,6 +33,7 @@ VARIANTS = [
     (DPM, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
     (EULER, {"prediction_type": "v_prediction"}),
     (EULER_A, {}),
+    (DEIS, {"solver_order": 3}),
     (UNIPC, {"solver_order": 3}),
     (UNIPC, {"predict_x0": False, "final_sigmas_type": "sigma_min"}),
     (UNIPC, {"use_karras_sigmas": True, "disable_corrector": [2], "lower_order_final": True}),

@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from .classes import DDIM, DDPM, DPM, EULER, EULER_A, SD, UNIPC, ours
+from .classes import DDIM, DDPM, DEIS, DPM, EULER, EULER_A, SD, UNIPC, ours
 from .loops import loop
 
 CASES = [
@@ -21,6 +21,7 @@ CASES = [
     (EULER_A, {}),
     (DDPM, {}),
     (UNIPC, {"solver_order": 3}),
+    (DEIS, {"solver_order": 3}),
 ]
 _fresh = itertools.count()
 

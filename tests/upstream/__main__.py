@@ -33,6 +33,7 @@ FILES = {
     "EulerAncestralDiscreteScheduler": "test_scheduler_euler_ancestral.py",
     "DDPMScheduler": "test_scheduler_ddpm.py",
     "UniPCMultistepScheduler": "test_scheduler_unipc.py",
+    "DEISMultistepScheduler": "test_scheduler_deis.py",
 }
 
 

@@ -24,6 +24,7 @@ NAMES = (
     "EulerAncestralDiscreteScheduler",
     "DDPMScheduler",
     "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
 )
 OURS = {getattr(diffusers, name): getattr(schedulers, name) for name in NAMES}
 tested: set[type] = set()
