@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastdiff.solvers.consistency import consistency
 from fastdiff.solvers.ddim import ddim
 from fastdiff.solvers.ddpm import ddpm
 from fastdiff.solvers.dpmpp import dpmpp
@@ -158,6 +159,15 @@ _ROWS = (
     _deis(1),
     _deis(2, "DEIS", "deis"),
     _deis(3),
+    Solver(
+        "lcm",
+        consistency,
+        1,
+        noise=True,
+        options={"s_noise": 1.0},
+        scheduler=("LCMScheduler", {}),
+        aliases=("LCM",),
+    ),
 )
 SOLVERS: Mapping[str, Solver] = {row.name: row for row in _ROWS}
 

@@ -172,8 +172,10 @@ PROMISE = {
     "DPMSolverMultistepScheduler": None,
     "EulerAncestralDiscreteScheduler": None,
     "EulerDiscreteScheduler": None,
+    "LCMScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load
+    "TCDScheduler": None,
     "UniPCMultistepScheduler": None,
     "accelerate": "obj, *, strict=False",
     "plan": "solver, *, steps, noise='scaled_linear', spacing='karras', prediction='epsilon', "

@@ -19,6 +19,8 @@ from fastdiff.schedulers.ddpm import DDPMScheduler
 from fastdiff.schedulers.deis_multistep import DEISMultistepScheduler
 from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from fastdiff.schedulers.lcm import LCMScheduler
+from fastdiff.schedulers.tcd import TCDScheduler
 from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
 
 CLASSES: tuple[type[SchedulerMixin], ...] = (
@@ -29,6 +31,8 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     DDPMScheduler,
     UniPCMultistepScheduler,
     DEISMultistepScheduler,
+    LCMScheduler,
+    TCDScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -119,7 +123,9 @@ __all__ = [
     "DPMSolverMultistepScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "LCMScheduler",
     "SchedulerMixin",
+    "TCDScheduler",
     "UniPCMultistepScheduler",
     "sampler",
 ]

@@ -77,6 +77,7 @@ class LCMScheduler(TrainedSteps, diffusers.LCMScheduler):  # type: ignore[misc]
             threshold,
         )  # fmt: skip
         self._step_index = i + 1
+        self.sigma_data = SIGMA_DATA  # as diffusers leaves it
         denoised = kept[0] if entry.draw else prev
         if not return_dict:
             return prev, denoised

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdiff.schedulers.custom import vector, whole_steps
-from fastdiff.schedulers.fused import tensor
+from fastdiff.schedulers.custom import whole_steps, without_shift
+from fastdiff.schedulers.fused import over, tensor
 from fastdiff.schedulers.stateless import StatelessStep
 
 
@@ -25,18 +25,26 @@ class TrainedSteps(StatelessStep):
         original_inference_steps: int | None = None,
         timesteps: Any = None,
         strength: float = 1.0,
+        *,
+        sigmas: Any = None,
+        mu: float | None = None,
     ) -> None:
-        """Set the timesteps of a run; as diffusers, lists, arrays and tensors accepted.
+        """Set the timesteps of a run; as diffusers, plus custom sigmas.
 
         original_inference_steps  steps that the model was distilled with
         timesteps                 (N,) whole numbers, descending
         strength                  which part of the schedule is run, for image to image
+        sigmas                    (N,) descending sigma / alpha; the nearest trained timesteps
+        mu                        refused: there is no flow schedule to shift
         """
+        without_shift(self, mu)
         whole_steps(num_inference_steps)
-        if timesteps is not None:
-            timesteps = vector("timesteps", timesteps).astype(int).tolist()
+        custom = self._custom_timesteps(num_inference_steps, timesteps, sigmas)
+        steps, times = (num_inference_steps, None) if custom is None else (None, custom.tolist())
+        if steps is None and times is None:
+            raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
         base: Any = super()
-        base.set_timesteps(num_inference_steps, None, original_inference_steps, timesteps, strength)
+        base.set_timesteps(steps, None, original_inference_steps, times, strength)
         self._place_timesteps(device)
 
     def _where(self, timestep: Any, sample: object, model_output: object) -> tuple[int, int]:
@@ -47,8 +55,10 @@ class TrainedSteps(StatelessStep):
         tensor("model_output", model_output)
         if self._step_index is None:
             self._init_step_index(timestep)
-        t, _ = self._time(timestep)
         i: int = self._step_index  # type: ignore[assignment]
+        if i >= len(self.timesteps):
+            raise over(i, len(self.timesteps))
+        t, _ = self._time(timestep)
         return t, i
 
     def _next(self, i: int, last: int) -> tuple[int, float | None]:

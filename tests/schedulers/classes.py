@@ -20,7 +20,9 @@ EULER_A = "EulerAncestralDiscreteScheduler"
 DDPM = "DDPMScheduler"
 UNIPC = "UniPCMultistepScheduler"
 DEIS = "DEISMultistepScheduler"
-NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS)
+LCM = "LCMScheduler"
+TCD = "TCDScheduler"
+NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD)
 
 
 def takes(name: str, argument: str) -> bool:
@@ -35,6 +37,7 @@ def stock(name: str) -> Any:
 
 # what tests ask of a class; never its place in NAMES
 WITH_INDEX = tuple(name for name in NAMES if hasattr(stock(name), "step_index"))  # not DDIM, DDPM
+WITH_SIGMAS = tuple(name for name in NAMES if hasattr(stock(name)(), "sigmas"))
 WITH_GENERATOR = tuple(n for n in NAMES if "generator" in signature(stock(n).step).parameters)
 WITH_HISTORY = tuple(name for name in NAMES if hasattr(stock(name)(), "model_outputs"))
 ONE_RESULT = (DPM, UNIPC, DEIS)  # step returns the sample alone

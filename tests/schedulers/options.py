@@ -130,6 +130,19 @@ TABLE["DEISMultistepScheduler"] = {
         "variance_type",
     )
 } | {"algorithm_type": ["deis"], "solver_type": ["logrho"]}
+TABLE["LCMScheduler"] = (
+    {key: values for key, values in _SCHEDULE.items() if key != "num_train_timesteps"}
+    | _LIMITS
+    | _CLIP
+    | {
+        "num_train_timesteps": [1000],
+        "original_inference_steps": [50, 100],
+        "set_alpha_to_one": [True, False],
+        "prediction_type": ["epsilon", "sample", "v_prediction"],
+        "timestep_scaling": [10.0, 1.5],
+    }
+)
+TABLE["TCDScheduler"] = TABLE["LCMScheduler"] | {"step.eta": [0.3, 0.0, 1.0]}
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",

@@ -18,10 +18,14 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from . import double_precision, double_precision_exponential
+from . import double_precision, double_precision_consistency, double_precision_exponential
 from .classes import ONE_RESULT, ours, stock
 
-RECURSION = double_precision.RECURSION | double_precision_exponential.RECURSION
+RECURSION = (
+    double_precision.RECURSION
+    | double_precision_exponential.RECURSION
+    | double_precision_consistency.RECURSION
+)
 SPREAD, REACH = 0.8, 2.5  # standard deviation of the data; largest prediction
 
 

@@ -13,7 +13,7 @@ import torch
 
 from tests.fake_device import FakeDevice
 
-from .classes import HOME, NAMES, SD, WITH_INDEX, ours, stock
+from .classes import HOME, NAMES, SD, WITH_INDEX, WITH_SIGMAS, ours, stock
 
 SHAPE = (1, 4, 64, 64)
 LATENT = 4 * 64 * 64
@@ -32,6 +32,8 @@ CASES = {
         {"predict_x0": False, "final_sigmas_type": "sigma_min"},
     ],
     "DEISMultistepScheduler": [{}, {"solver_order": 3, "use_karras_sigmas": True}],
+    "LCMScheduler": [{}, {"prediction_type": "v_prediction"}],
+    "TCDScheduler": [{}, {"call": {"eta": 0.0}}, {"prediction_type": "sample"}],
     "DDIMScheduler": [{"clip_sample": False}, {}, {"call": {"eta": 1.0}}],
     "EulerDiscreteScheduler": [{}, {"call": {"s_churn": 30.0}}],
     "EulerAncestralDiscreteScheduler": [{}],
@@ -132,7 +134,7 @@ def test_a_run_that_starts_in_the_middle_has_the_same_budget(name):
 
 
 @pytest.mark.usefixtures("_subclasses_reach_the_op")
-@pytest.mark.parametrize("name", WITH_INDEX)
+@pytest.mark.parametrize("name", WITH_SIGMAS)
 def test_sigmas_that_somebody_moved_to_the_device_are_read_back_at_the_start(name):
     with FakeDevice() as device:
         scheduler = ours(name)(**SD | unique({}))

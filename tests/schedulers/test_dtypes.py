@@ -44,6 +44,19 @@ KINDS = {
         "v": {"prediction_type": "v_prediction"},
         "threshold": {"thresholding": True},
     },
+    "LCMScheduler": {
+        "epsilon": {},
+        "clip": {"clip_sample": True},
+        "sample": {"prediction_type": "sample"},
+        "v": {"prediction_type": "v_prediction"},
+        "threshold": {"thresholding": True},
+    },
+    "TCDScheduler": {
+        "epsilon": {},
+        "sample": {"prediction_type": "sample"},
+        "v": {"prediction_type": "v_prediction"},
+        "plain": {"call": {"eta": 0.0}},
+    },
     "DDIMScheduler": {
         "epsilon": {"clip_sample": False},
         "clip": {},

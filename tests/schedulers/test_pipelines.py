@@ -22,8 +22,10 @@ from .classes import (
     DPM,
     EULER,
     EULER_A,
+    LCM,
     NAMES,
     SD,
+    TCD,
     UNIPC,
     both,
     counted,
@@ -39,6 +41,8 @@ CONFIGS = {
     EULER_A: [{}],
     DDPM: [{"clip_sample": False}],
     UNIPC: [{}, {"solver_order": 3, "use_karras_sigmas": True}],
+    LCM: [{}],
+    TCD: [{}],
     DEIS: [{}, {"solver_order": 3, "use_karras_sigmas": True}],
 }
 BUILT_IN = Path(fastdiff.__file__).parent / "shapes" / "weights" / "base"

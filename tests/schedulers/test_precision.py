@@ -46,6 +46,8 @@ CASES = {
     "deis-3-v": Case(
         "DEISMultistepScheduler", SD | {"solver_order": 3, "prediction_type": "v_prediction"}, 20
     ),
+    "lcm": Case("LCMScheduler", SD, 8),
+    "tcd": Case("TCDScheduler", SD | {"prediction_type": "v_prediction"}, 8),
     "ddpm": Case("DDPMScheduler", SD | {"clip_sample": False}, 20),
     "ddpm-large": Case("DDPMScheduler", SD | {"variance_type": "fixed_large"}, 20),
 }

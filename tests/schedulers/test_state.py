@@ -17,11 +17,14 @@ from .classes import (
     DPM,
     EULER,
     EULER_A,
+    LCM,
     SD,
+    TCD,
     UNIPC,
     WITH_GENERATOR,
     WITH_HISTORY,
     WITH_INDEX,
+    WITH_SIGMAS,
     both,
     ours,
 )
@@ -34,10 +37,13 @@ VARIANTS = [
     (EULER, {"prediction_type": "v_prediction"}),
     (EULER_A, {}),
     (DEIS, {"solver_order": 3}),
+    (LCM, {"prediction_type": "v_prediction"}),
+    (TCD, {}),
     (UNIPC, {"solver_order": 3}),
     (UNIPC, {"predict_x0": False, "final_sigmas_type": "sigma_min"}),
     (UNIPC, {"use_karras_sigmas": True, "disable_corrector": [2], "lower_order_final": True}),
 ]
+SCALED = [one for one in VARIANTS if one[0] in WITH_SIGMAS]
 KEEPING = [one for one in VARIANTS if one[0] in WITH_HISTORY]
 STATELESS = [(DDIM, {"clip_sample": False}), (DDPM, {})]
 
@@ -48,7 +54,7 @@ def each(*variants):
 
 class TestSigmas:
     @pytest.mark.parametrize("inference", [False, True], ids=["", "inference_mode"])
-    @each(*VARIANTS)
+    @each(*SCALED)
     def test_last_one_overwritten_after_set_timesteps(self, name, config, inference):
         """Cosmos2: sigmas[-1] = sigmas[-2], two equal levels."""
 
@@ -71,7 +77,7 @@ class TestSigmas:
         assert all(torch.isfinite(x).all() for x in seen)
         same(seen[-1], seen[-2], 1e-6)
 
-    @each(*VARIANTS)
+    @each(*SCALED)
     def test_one_scaled_in_the_middle_of_a_run(self, name, config):
         def edit(i, s, x):
             if i == 3:
@@ -79,7 +85,7 @@ class TestSigmas:
 
         follow(name, edit, config)
 
-    @each(*VARIANTS)
+    @each(*SCALED)
     def test_replaced_by_another_tensor(self, name, config):
         def edit(i, s, x):
             if i == 3:
@@ -102,7 +108,7 @@ class TestSigmas:
         """Through NumPy or .data, of which PyTorch keeps no count: seen when a run starts."""
 
         def ready(s):
-            if name in WITH_INDEX:
+            if name in WITH_SIGMAS:
                 s.sigmas.numpy()[4] *= 1.05
                 s.sigmas.data[6] *= 0.9
             else:
@@ -110,12 +116,12 @@ class TestSigmas:
 
         mine, theirs = both(name, **SD | config)
         for s in (mine, theirs):
-            if name not in WITH_INDEX:  # rows of the values before the write
+            if name not in WITH_SIGMAS:  # rows of the values before the write
                 loop(s)
                 ready(s)
-        compare(mine, theirs, ready=ready if name in WITH_INDEX else None)
+        compare(mine, theirs, ready=ready if name in WITH_SIGMAS else None)
 
-    @each(*VARIANTS)
+    @each(*SCALED)
     def test_written_without_a_trace_between_two_runs_of_one_schedule(self, name, config):
         runs = []
         for s in both(name, **SD | config):
@@ -160,7 +166,7 @@ class TestSigmas:
     def test_in_bfloat16(self, name, config):
         """The values count, whatever dtype holds them; diffusers computes with 8 bits then."""
 
-        source, runs = "sigmas" if name in WITH_INDEX else "alphas_cumprod", []
+        source, runs = "sigmas" if name in WITH_SIGMAS else "alphas_cumprod", []
         for dtypes in ((torch.bfloat16,), (torch.bfloat16, torch.float32)):
 
             def ready(s, dtypes=dtypes):
@@ -318,7 +324,7 @@ class TestCopies:
         assert type(restored) is type(half)
         assert restored.numerics == half.numerics
         t = restored.timesteps[4]
-        if "algorithm_type" in config or name in (EULER_A, DDPM):
+        if "algorithm_type" in config or name in (EULER_A, DDPM, LCM, TCD):
             return  # noise: the generator was not kept
         e = answer(restored.scale_model_input(x, t), 4)
         assert torch.equal(restored.step(e, t, x).prev_sample, expected)

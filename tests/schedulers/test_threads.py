@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from .classes import DDIM, DDPM, DEIS, DPM, EULER, EULER_A, SD, UNIPC, ours
+from .classes import DDIM, DDPM, DEIS, DPM, EULER, EULER_A, LCM, SD, TCD, UNIPC, ours
 from .loops import loop
 
 CASES = [
@@ -22,6 +22,8 @@ CASES = [
     (DDPM, {}),
     (UNIPC, {"solver_order": 3}),
     (DEIS, {"solver_order": 3}),
+    (LCM, {}),
+    (TCD, {}),
 ]
 _fresh = itertools.count()
 

@@ -34,6 +34,8 @@ FILES = {
     "DDPMScheduler": "test_scheduler_ddpm.py",
     "UniPCMultistepScheduler": "test_scheduler_unipc.py",
     "DEISMultistepScheduler": "test_scheduler_deis.py",
+    "LCMScheduler": "test_scheduler_lcm.py",
+    "TCDScheduler": "test_scheduler_tcd.py",
 }
 
 

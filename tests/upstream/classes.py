@@ -25,6 +25,8 @@ NAMES = (
     "DDPMScheduler",
     "UniPCMultistepScheduler",
     "DEISMultistepScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
 )
 OURS = {getattr(diffusers, name): getattr(schedulers, name) for name in NAMES}
 tested: set[type] = set()
