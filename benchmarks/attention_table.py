@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import flash, sdpa
+from benchmarks.campaign.checks import believed
+from benchmarks.campaign.record import rows_of
 from benchmarks.side_by_side import OURS
 from fastdiff.ops import _attention_table as format_
 
@@ -30,11 +32,8 @@ Class = tuple[str, int, str, str, bool]
 
 
 def records(report: Record) -> Iterable[Record]:
-    """Those of attention with times, of either schema."""
-    if "stages" in report:
-        rows = [row for stage in report["stages"].values() for row in stage["rows"]]
-    else:
-        rows = report["cases"]
+    """Those of attention with times, of either schema; none of an op whose checks are red."""
+    rows = rows_of(believed(report)) if "stages" in report else report["cases"]
     wanted = ("attention", "cross_attention")
     return (r for r in rows if r.get("benchmark") in wanted and "times" in r and "shape" in r)
 

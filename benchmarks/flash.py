@@ -19,6 +19,10 @@ BUILT_IN = "FA2"
 NAMES = dict(IMPLEMENTATIONS)  # {"fa3": "FA3", "fa4": "FA4"}: ours, and PyTorch's
 
 
+class NotPutBack(Exception):
+    """The next times would be of something else than they say."""
+
+
 @contextlib.contextmanager
 def activated(implementation: str) -> Iterator[None]:
     """PyTorch's flash attention is this one inside, and outside what it was before."""
@@ -41,10 +45,10 @@ def put_back(before: str) -> None:
         torch_attention.restore_flash_attention_impl()
     if before != BUILT_IN:
         torch_attention.activate_flash_attention_impl(before)
-    now = active_flash()  # the next times must not be of something else than they say
-    assert now == before, (
-        f"PyTorch's flash attention was {before} and cannot be put back from {now}"
-    )
+    if (now := active_flash()) != before:
+        raise NotPutBack(
+            f"PyTorch's flash attention was {before} and cannot be put back from {now}"
+        )
 
 
 def why_not(implementation: str) -> str | None:
@@ -57,7 +61,7 @@ def why_not(implementation: str) -> str | None:
             return None
     except Exception as error:
         # whatever a package raises when it is imported: the reason is recorded, the row goes on
-        if isinstance(error, AssertionError):
+        if isinstance(error, NotPutBack):
             raise
         words = f"{type(error).__name__}: {error}".splitlines()[0]
         return f"PyTorch cannot activate {implementation}: {words}"

@@ -35,15 +35,15 @@ def compiled() -> Update:
 
 def calls(
     update: Update, plan: Plan, x: Tensor, e: Tensor, h: Tensor
-) -> list[Callable[[], Tensor]]:
-    """One call for every step of the plan; each returns x' and keeps m."""
+) -> list[Callable[[], tuple[Tensor, Tensor]]]:
+    """One call for every step of the plan; each returns x' and m, and keeps m."""
     rest = set(range(7, 12)) - set(COLUMNS)
     assert not plan.rows[:, 0, sorted(rest)].any()  # the other weights are 0
     kept = [h]
 
-    def step(row: Tensor) -> Tensor:
+    def step(row: Tensor) -> tuple[Tensor, Tensor]:
         x_next, kept[0] = update(x, e, kept[0], row)
-        return x_next
+        return x_next, kept[0]
 
     rows = torch.from_numpy(plan.rows[:, 0, COLUMNS]).float()
     return [functools.partial(step, row) for row in rows]

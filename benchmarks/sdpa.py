@@ -61,6 +61,10 @@ def on_flash(implementation: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return on(SDPBackend.FLASH_ATTENTION, q, k, v)
 
 
+def words_of(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def held(name: str) -> contextlib.AbstractContextManager[None]:
     """For as long as this contestant is checked and captured."""
     there = flash.NAMES.get(name.removeprefix(f"{TORCH} "))
@@ -90,9 +94,11 @@ def peers(args: tuple[Tensor, ...], compiles: bool) -> tuple[dict[str, Attention
             try:
                 run(*args)
                 found[name] = run
-            except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+            except Exception as error:  # FA3 and FA4 refuse by whatever their packages raise
+                if isinstance(error, flash.NotPutBack):
+                    raise
                 reasons = [str(w.message).split(" (Triggered")[0] for w in said]
-                missing[name] = " ".join([str(error).splitlines()[0], *reasons])[:600]
+                missing[name] = " ".join([words_of(error), *reasons])[:600]
     if compiles:
         torch._dynamo.reset()
         found[COMPILED] = torch.compile(sdpa, fullgraph=True, dynamic=False)

@@ -10,7 +10,9 @@ what it has seen (Milakov and Gimelshein 2018, arXiv:1805.02867; Dao 2022, arXiv
 
     m' = max(m, s),  p = 2^(s - m'),  l' = l 2^(m - m') + sum p,  o' = o 2^(m - m') + p v
 
-all times log2(e).  A head is cut in two pieces of powers of two, as in cross_attention.py.  The
+all times log2(e).  Where a mask is added, its numbers times log2(e) could be beyond float32 (as the
+least of float32 and bfloat16 are, which stand for -inf in many models): there m and s are not, but
+their differences are.  A head is cut in two pieces of powers of two, as in cross_attention.py.  The
 VAE's of 512 does not fit: two programs, one for each 256 columns of v, both make all
 the logits: 1.5 times the products, but o stays in registers.
 
@@ -32,6 +34,7 @@ from fastdiff.ops._cross_attention_plan import pieces
 
 LOG2E = 1.4426950408889634
 OPTIONS = {"enable_fp_fusion": True, "ptx_version": 87}
+INTERPRETED_AS = 90  # the capability that Triton's interpreter stands for
 INTEGERS = ["N", "M", "H", "tiles", "q_b", "q_n", "q_h", "k_b", "k_m", "k_h", "v_b", "v_m", "v_h"]
 INTEGERS += ["mask_b", "mask_h", "mask_n", "mask_m"]
 
@@ -43,8 +46,8 @@ def attention_kernel(
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Strides of q, k and v in units of 8 elements; scale times log2(e); COLUMNS of v: all of D1
-    and D2, or a part of D1, if D2 = 0."""
+    """Strides of q, k and v in units of 8 elements; scale times log2(e), if no mask is added;
+    COLUMNS of v: all of D1 and D2, or a part of D1, if D2 = 0."""
     parts: tl.constexpr = D1 // COLUMNS
     VALID: tl.constexpr = D if parts == 1 else COLUMNS
     part = tl.program_id(0) % parts
@@ -84,14 +87,18 @@ def attention_kernel(
             if mask_ptr.dtype.element_ty.primitive_bitwidth == 8:
                 inside = inside & (m != 0)
             else:
-                s += m.to(tl.float32) * 1.4426950408889634
+                s += m.to(tl.float32)
         s = tl.where(inside, s, -float("inf"))
         higher = tl.maximum(top, tl.max(s, 1))
         near = higher
         if mask_ptr is not None:
             near = tl.where(higher == -float("inf"), 0.0, higher)
-        p = tl.exp2(s - near[:, None])
-        keep = tl.exp2(top - near)
+        p = s - near[:, None]
+        keep = top - near
+        if mask_ptr is not None:  # noqa: SIM102  None has no dtype
+            if mask_ptr.dtype.element_ty.primitive_bitwidth > 8:
+                p, keep = p * 1.4426950408889634, keep * 1.4426950408889634
+        p, keep = tl.exp2(p), tl.exp2(keep)
         top = higher
         total = total * keep + tl.sum(p, 1)
         p = p.to(v_ptr.dtype.element_ty)
@@ -131,8 +138,9 @@ def launch_plan(width: int, element_size: int, capability: int, masked: bool = F
     large = 90 <= capability < 120  # matrix units that read shared memory
     if element_size == 4:  # no matrix units: each product by the ordinary ones
         d1 = max(64, 1 << (width - 1).bit_length())
-        # A head of 512 in tiles of 16 x 16 spills on sm_100, though 80 registers are used.
-        rows = 32 if width <= 64 or (d1 == 512 and 100 <= capability < 120) else 16
+        # Tiles of 16 x 16 of a head of 512 spill on sm_100, those of 32 x 32 with a mask on sm_86.
+        wide = width <= 64 and not masked
+        rows = 32 if wide or (d1 == 512 and 100 <= capability < 120) else 16
         return Plan(d1, 0, min(d1, 256), rows, 32 if width <= 64 else 16, 8, 1)
     if width > 160:  # 256 or 512: no columns are masked, and no keys but the last
         return Plan(width, 0, 256, 128 if capability == 90 else 64, 32, 8, 2 if large else 1)
@@ -147,7 +155,7 @@ def launch_plan(width: int, element_size: int, capability: int, masked: bool = F
 def launch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, out: Tensor) -> None:
     """Run the kernel on tensors that can be read in place; fastdiff.ops has checked them."""
     (batch, length, heads, width), keys = q.shape, k.shape[1]
-    capability = 90  # what the interpreter stands for
+    capability = INTERPRETED_AS
     if q.is_cuda:
         major, minor = torch.cuda.get_device_capability(q.device)
         capability = 10 * major + minor
@@ -156,9 +164,11 @@ def launch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, o
     steps = (0, 0, 0, 0) if mask is None else mask.stride()
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
+    if mask is None or mask.dtype == torch.uint8:
+        scale *= LOG2E
     with torch.cuda.device_of(q):  # Triton launches on the current device, not on q's
         attention_kernel[(parts * tiles * batch * heads,)](
             q, k, v, mask, out, length, keys, heads, tiles,
             *_attention.strides(q), *_attention.strides(k), *_attention.strides(v), *steps,
-            scale * LOG2E, D=width, **plan.constants(), **OPTIONS,
+            scale, D=width, **plan.constants(), **OPTIONS,
         )  # fmt: skip

@@ -31,7 +31,8 @@ from torch import Tensor
 from fastdiff.ops.group_norm_checks import channels_last
 
 OPTIONS = {"enable_fp_fusion": True, "ptx_version": 87}  # the same code from Triton 3.6 on
-FINISH = {"BLOCK": 2048, "num_warps": 8}
+# Triton 3.6 spills with more.
+FINISH = {"BLOCK": 1024 if triton.__version__.startswith("3.6.") else 2048, "num_warps": 8}
 PARTS = 1024  # programs a sample in stats, about: four waves on 132 multiprocessors
 SMALL = 96 * 1024  # bytes of v that one program may normalise alone
 INTEGERS = ["c1", "c2", "length", "groups", "width", "splits", "steps", "rows"]
@@ -42,9 +43,7 @@ def _read(
     x_ptr, x2_ptr, n, row, channel, rows, columns, inside, C1, C2, length, LAST: tl.constexpr
 ):  # fmt: skip
     """A tile of [x, x2] in float32; where it straddles them, each is read under its own mask.
-
-    n is 64-bit, and so is where the tile begins: a sample may have more than 2^31 elements.
-    """
+    n is 64-bit, and so is where the tile begins: a sample may have more than 2^31 elements."""
     x_ptr += (n * length + row) * C1 + channel if LAST else (n * C1 + channel) * length + row
     at = rows * C1 + columns if LAST else columns * length + rows
     if x2_ptr is None:
@@ -74,10 +73,8 @@ def _sums(
     LAST: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Mean and M2 of the channels channel .. end - 1 over steps * UNROLL * BR rows.
-
     Each of the BR lanes of a channel subtracts from all its values the first one.  With a residual
-    total is written; without, the addend is left to the caller: it moves the mean, nothing else.
-    """
+    total is written; without, the addend is left to the caller: it moves the mean, nothing else."""
     C = C1 + C2
     columns = tl.arange(0, BC)[None, :]
     owned = columns < end - channel
@@ -304,8 +301,7 @@ class Tile(NamedTuple):
     unroll: int  # as many tiles, one below the other, are loaded at a time
     warps: int
 
-    def constants(self) -> dict[str, int]:
-        """As the kernels want them."""
+    def constants(self) -> dict[str, int]:  # as the kernels want them
         return dict(zip(("BR", "BC", "UNROLL", "num_warps"), self, strict=True))
 
 
@@ -352,20 +348,20 @@ def launch_plan(
     )
 
 
+def cut(kernel: str, p: Plan, x2: bool, residual: bool, size: int, aligned: bool = True):
+    """(tile, steps) of a launch: of many operands half as much at a time, of narrow accesses one
+    tile or two, or registers spill.  The same rows in the same order, so the same bits."""
+    tile, steps = (p.store, p.store_steps) if kernel == "apply" else (p.tile, p.steps)
+    many = x2 and (size == 4 if kernel == "apply" else residual)
+    unroll = max(1, tile.unroll // (1 + many if aligned else 8 // size))
+    return tile._replace(unroll=unroll), steps * (tile.unroll // unroll)
+
+
 def launch(
-    x: Tensor,
-    groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    silu: bool,
-    addend: Tensor | None,
-    residual: Tensor | None,
-    x2: Tensor | None,
-    tokens: bool,
-    out: Tensor,
-    total: Tensor | None,
-) -> None:
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, silu: bool,
+    addend: Tensor | None, residual: Tensor | None, x2: Tensor | None, tokens: bool,
+    out: Tensor, total: Tensor | None,
+) -> None:  # fmt: skip
     """Run the kernels on tensors of one dense layout; fastdiff.ops.group_norm has checked them."""
     n, c1, length = x.shape[0], x.shape[1], x.shape[2:].numel()
     c2 = 0 if x2 is None else x2.shape[1]
@@ -374,17 +370,21 @@ def launch(
     sizes = {"c1": c1 // p.cv, "c2": c2 // p.cv, "length": length // p.rv}
     known = {"CV": p.cv, "RV": p.rv, "LAST": last} | OPTIONS
     into = {"OUT_LAST": last or tokens, "SILU": silu}
+    large = (t for t in (x, x2, residual, total, out) if t is not None)
+    given = (residual is not None, x.element_size(), not any(t.data_ptr() % 16 for t in large))
     with torch.cuda.device_of(x):  # Triton launches on the current device, not on x's
         if p.small:
+            tile, _ = cut("small", p, x2 is not None, *given)
             small_kernel[(n * triton.cdiv(channels, p.width),)](
                 x, x2, addend, residual, total, weight, bias, out, **sizes, groups=groups,
-                width=p.width // p.cv, eps=eps, **known, **into, **p.tile.constants(),
+                width=p.width // p.cv, eps=eps, **known, **into, **tile.constants(),
             )  # fmt: skip
             return
         work = torch.empty((n, 3 + 2 * p.splits, channels), dtype=torch.float32, device=x.device)
+        tile, steps = cut("stats", p, x2 is not None, *given)
         stats_kernel[(n * p.splits * triton.cdiv(channels, p.tile.channels),)](
-            x, x2, addend, residual, total, work, **sizes, splits=p.splits, steps=p.steps,
-            **known, **p.tile.constants(),
+            x, x2, addend, residual, total, work, **sizes, splits=p.splits, steps=steps,
+            **known, **tile.constants(),
         )  # fmt: skip
         finish_kernel[(n * groups,)](
             work, addend if residual is None else None, weight, bias, channels, length, groups,
@@ -392,9 +392,9 @@ def launch(
         )  # fmt: skip
         if residual is not None:
             x, x2, sizes["c1"], sizes["c2"] = total, None, channels // p.cv, 0
-        rows = p.store_steps * p.store.rows * p.store.unroll
-        blocks = triton.cdiv(length, rows) * triton.cdiv(channels, p.store.channels)
-        apply_kernel[(n * blocks,)](
-            x, x2, work, out, **sizes, splits=p.splits, steps=p.store_steps,
-            **known, **into, **p.store.constants(),
+        tile, steps = cut("apply", p, x2 is not None, *given)
+        blocks = triton.cdiv(length, steps * tile.rows * tile.unroll)
+        apply_kernel[(n * blocks * triton.cdiv(channels, tile.channels),)](
+            x, x2, work, out, **sizes, splits=p.splits, steps=steps,
+            **known, **into, **tile.constants(),
         )  # fmt: skip

@@ -330,3 +330,17 @@ def test_small_tensors_are_left_to_pytorch():
             assert what.startswith("torch: making the weights costs what it saves")
             assert row.backend == "torch"
             assert "below 128 channels" in row.why
+
+
+@torch.no_grad()
+def test_an_upsampler_that_was_too_small_so_far_is_said_to_be_torch():
+    block = drawn(Upsample2D(1024, use_conv=True, name="conv"))
+    network = fastdiff.accelerate(sd15())
+    network.up_blocks[0].upsamplers[0] = block
+    fastdiff.accelerate(network)
+    (row,) = (row for row in fastdiff.report(network) if "Upsample2D" in row.kind)
+    assert row.backend == "reference"
+    block(torch.randn(1, 1024, 2, 2))
+    (row,) = (row for row in fastdiff.report(network) if "Upsample2D" in row.kind)
+    assert row.backend == "torch"
+    assert f"torch: {row.why.partition(': ')[2]}" in row.calls

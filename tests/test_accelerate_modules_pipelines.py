@@ -146,6 +146,8 @@ def test_strict_refuses_what_is_left_alone_and_changes_nothing():
 def test_strict_refuses_networks_without_an_accelerated_class():
     """By themselves, and as a pipeline's; a text encoder in a pipeline is nobody's business."""
     words = r"cannot be accelerated: there is no accelerated class"
+    with pytest.raises(TypeError, match="strict must be True or False; got 'yes'"):
+        fastdiff.accelerate(pipeline("sd15"), strict="yes")
     with pytest.raises(ValueError, match=f"module {words}"):
         fastdiff.accelerate(nn.Sequential(nn.GroupNorm(1, 3)), strict=True)
     pipe = pipeline("sd15")

@@ -37,20 +37,20 @@ def make(seed, shape, dtype=torch.float32, mean=0.0, std=1.0, residual=True, aff
     return [t.to(dtype) if here else None for t, here in zip(tensors, there, strict=True)]
 
 
-def against_torch(run, shape, dtype, **spec):
+def against_torch(run, shape, dtype, eps=EPS, **spec):
     """What `assert_as_good_as_torch` asks for, of y, from a seed; total must be right to the bit.
 
     PyTorch is given total: it is what the contract says that y is the norm of."""
 
     def case(seed):
         x, residual, weight, bias = make(seed, shape, dtype, **spec)
-        y, total = run(x, residual, weight, bias)
+        y, total = run(x, residual, weight, bias, eps=eps)
         expected = x if residual is None else x + residual
         assert torch.equal(total, expected)
         assert y.dtype == total.dtype == dtype
-        theirs = F.layer_norm(expected, shape[-1:], weight, bias, EPS)
+        theirs = F.layer_norm(expected, shape[-1:], weight, bias, eps)
         wide = (None if p is None else p.double() for p in (weight, bias))
-        return y, [theirs], F.layer_norm(expected.double(), shape[-1:], *wide, EPS)
+        return y, [theirs], F.layer_norm(expected.double(), shape[-1:], *wide, eps)
 
     return case
 
@@ -276,6 +276,14 @@ def test_kernel_variants(spec):
 
 
 @runs_kernels
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize("eps", [1e-3, 3.0])
+def test_kernel_where_eps_is_as_large_as_the_variance(eps, dtype):
+    case = against_torch(launch, (5, 320), dtype, eps, std=eps**0.5)
+    assert_sound(assert_as_good_as_torch(case, dtype, seeds=2), dtype)
+
+
+@runs_kernels
 @pytest.mark.parametrize("width", [320, 1281])
 @pytest.mark.parametrize("ratio", [100, 1000, 30_000])
 def test_kernel_a_mean_far_from_zero(width, ratio):
@@ -360,19 +368,12 @@ def test_compiles_to_16_byte_accesses_everywhere(width, dtype):
             assert code.count("STG.E.128") == 2 * 5
 
 
-def every_way():
-    """A width for each tile that a launch can choose."""
-    from fastdiff.kernels.add_layer_norm import tiles
-
-    ways = {(size, *tiles(w, size).values()): w for size in (2, 4) for w in range(1, MAX_WIDTH + 1)}
-    return [(w, "fp32" if size == 4 else "bf16") for (size, *_), w in ways.items()]
-
-
 @compile_gates.compiles
-def test_every_tile_compiles():
-    ways = every_way()
-    assert len(ways) == 37
-    compile_gates.at_once(lambda way: gates(*way, capabilities=[90], machine=False), ways)
+def test_launches_are_these():
+    """tests/test_compile_everywhere.py compiles each."""
+    from tests.gates.add_layer_norm import every_width
+
+    assert len(every_width(2)) + len(every_width(4)) == 37
 
 
 @compile_gates.compiles

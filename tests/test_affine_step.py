@@ -5,8 +5,16 @@ import pytest
 import torch
 
 from fastdiff import backends
-from fastdiff.ops.affine_step import affine_step, affine_step_out, affine_step_ref, row_size
+from fastdiff.ops import affine_step_reference
+from fastdiff.ops.affine_step import (
+    affine_step,
+    affine_step_out,
+    affine_step_ref,
+    launch_cpu,
+    row_size,
+)
 from tests.affine_step_cases import (
+    OFF,
     assert_as_good_as_torch,
     exact,
     make_operands,
@@ -202,8 +210,9 @@ def test_a_ring_of_depth_slots_is_a_history_by_age(backend, per_sample):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_vector_goes_to_kept_and_to_its_slot(backend):
-    operands = make_operands(random(), (2, 1030), 3, torch.float32)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_vector_goes_to_kept_and_to_its_slot(backend, dtype):
+    operands = make_operands(random(), (2, 1030), 3, dtype)
     rows = make_rows(random(1), 1, 1, 2, 3)
     rows[..., -2:] = torch.tensor([2.0, 0.0])
     before = [h.clone() for h in operands["history"]]
@@ -217,6 +226,40 @@ def test_a_vector_goes_to_kept_and_to_its_slot(backend):
     assert torch.equal(operands["history"][2], out["kept"][0])
     assert torch.equal(operands["history"][0], out["kept"][1])
     assert torch.equal(operands["history"][1], before[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("operand", ["x", "cond", "uncond", "noise", "history"])
+def test_all_of_an_element_is_read_before_any_of_it_is_written(backend, operand):
+    """Whichever result lies in place of an operand that the others read."""
+    rows = make_rows(random(1), 1, 1, 2, 1, zeros=0.0)
+    launch = {"reference": affine_step_reference.launch, "cpu": launch_cpu}[backend]
+
+    def run(place=None):
+        given = make_operands(random(), (2, 1030), 1, torch.float32)
+        out = in_place_of(given["x"], 2)
+        target = given["history"][0] if operand == "history" else given[operand]
+        if place == "kept":
+            out["kept"][0] = target
+        elif place is not None:
+            out[place] = target
+        operands = [given[name] for name in ("x", "uncond", "cond", "history", "noise")]
+        launch(*operands, rows, None, 2, **out, ring=False)
+        return [out["x_next"], out["x0"], out["model_input"], *out["kept"]]
+
+    expected = run()
+    for place in ("x_next", "x0", "model_input", "kept"):
+        assert all(map(torch.equal, run(place), expected)), place
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gain_without_bounds(backend):
+    x = torch.randn(3, 50, generator=random())
+    row = make_row(0, 0, k=(1, 0, 0), clip=(*OFF[:2], 0.5), c={(0, 1): 1})
+    with backends.use_backend(backend):
+        x_next, x0, _ = affine_step(x, x, row[None, None])
+    assert torch.equal(x0, 0.5 * x)
+    assert torch.equal(x_next, x0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

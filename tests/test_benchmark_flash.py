@@ -99,14 +99,15 @@ def test_an_activation_that_does_nothing_is_not_believed(monkeypatch, log):
     assert "was told to activate FA3 and has FA2" in row()["not run"]["sdpa fa3"]
 
 
-def test_a_kernel_that_refuses_the_tensors_is_not_run(monkeypatch, log):
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError, NotImplementedError])
+def test_a_kernel_that_refuses_the_tensors_is_not_run(monkeypatch, log, error):
     can_be_activated(monkeypatch, "FA3")
     cannot(monkeypatch, "FA4")
     on = sdpa.on
 
     def refuses(kind, *args):
         if flash.active_flash() == "FA3":
-            raise RuntimeError("FA3 does not take float32")
+            raise error("FA3 does not take float32")
         return on(kind, *args)
 
     monkeypatch.setattr(sdpa, "on", refuses)
@@ -114,6 +115,14 @@ def test_a_kernel_that_refuses_the_tensors_is_not_run(monkeypatch, log):
     assert found["not run"]["sdpa fa3"] == "FA3 does not take float32"
     assert "sdpa fa3" not in found["times"]
     assert flash.active_flash() == "FA2"
+
+
+def test_what_cannot_be_put_back_makes_the_row_red(monkeypatch, log):
+    can_be_activated(monkeypatch, "FA3")
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.nn.attention, "restore_flash_attention_impl", lambda: None)
+        with pytest.raises(flash.NotPutBack, match="was FA2 and cannot be put back from FA3"):
+            row()
 
 
 def test_a_wrong_one_has_no_number_and_is_put_back(monkeypatch, log):

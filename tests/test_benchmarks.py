@@ -87,26 +87,95 @@ def test_summary_in_microseconds():
 
 
 @pytest.mark.parametrize("dtype", bench_scheduler_step.DTYPES)
-def test_a_wrong_step_has_no_number(monkeypatch, dtype):
+@pytest.mark.parametrize("result", [0, 1])
+def test_a_wrong_step_has_no_number(monkeypatch, result, dtype):
+    """Wrong in the sample, or in x_0, which DDIM returns beside it."""
     right = bench_scheduler_step.chained
 
     def wrong(scheduler, outputs, sample):
-        out = right(scheduler, outputs, sample)
-        ours = type(scheduler).__module__ == "fastdiff"
-        return out * (1 + 40 * torch.finfo(out.dtype).eps) if ours else out
+        found = right(scheduler, outputs, sample)
+        if type(scheduler).__module__ == "fastdiff":
+            found[result] = found[result] * (1 + 40 * torch.finfo(sample.dtype).eps)
+        return found
 
     monkeypatch.setattr(bench_scheduler_step, "chained", wrong)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=f"result {result} differs"):
         bench_scheduler_step.checked_contestants(Recorder(), False, "ddim", "1x4x64x64", dtype)
 
 
-def test_a_wrong_kernel_has_no_number(monkeypatch):
-    def off_by_one_row(rows, x, e, h):
-        return bench_affine_step.op(rows.roll(1, 0), x, e, h)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="these are the cases of a CPU")
+def test_an_op_that_loses_its_row_or_its_seed_has_no_number(monkeypatch):
+    module = importlib.import_module("benchmarks.bench_abs_quantile")
+    right = module.threshold_rows
 
-    monkeypatch.setattr(bench_affine_step, "ENTRIES", {OURS: off_by_one_row})
-    with pytest.raises(AssertionError, match=OURS):
+    def blank(x, p, maximum, row):
+        return right(x, p, maximum, torch.zeros_like(row))
+
+    monkeypatch.setattr(module, "threshold_rows", blank)
+    with pytest.raises(AssertionError, match="the bits are not those"):
+        module.test_abs_quantile(Recorder(True), False, *OF_OPS["abs_quantile"])
+    module = importlib.import_module("benchmarks.bench_philox_normal")
+    draws = module.philox_normal
+    for lost in (lambda seeds: seeds & 0xFFFFFFFF, lambda seeds: seeds >> 32 << 32):
+        monkeypatch.setattr(
+            module, "philox_normal", lambda seeds, shape, lost=lost: draws(lost(seeds), shape)
+        )
+        with pytest.raises(AssertionError, match="the bits are not those"):
+            module.test_philox_normal(Recorder(True), False, *OF_OPS["philox_normal"])
+
+
+def off_by_one_row(rows, x, e, h):
+    return bench_affine_step.op(rows.roll(1, 0), x, e, h)
+
+
+def without_history(rows, x, e, h):
+    return bench_affine_step.op(rows, x, e, torch.zeros_like(h))
+
+
+def without_m(rows, x, e, h):
+    calls = bench_affine_step.op(rows, x, e, h)
+    return [lambda c=c: (c()[0], torch.full_like(x, 123)) for c in calls]
+
+
+def without_results(rows, x, e, h):
+    calls = bench_affine_step.op(rows, x, e, h)
+    return [lambda c=c: [torch.full_like(t, float("nan")) for t in c()[:2]] for c in calls]
+
+
+def right_at_first(rows, x, e, h):
+    """The last row that is timed is that of the one before."""
+    calls = bench_affine_step.op(rows, x, e, h)
+    return [*calls[:-1], calls[-2]]
+
+
+WRONG = (off_by_one_row, without_history, without_m, without_results, right_at_first)
+
+
+@pytest.mark.parametrize("who", [OURS, "fastdiff kernel"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_kernel_has_no_number(monkeypatch, wrong, who):
+    monkeypatch.setattr(bench_affine_step, "ENTRIES", {OURS: bench_affine_step.op, who: wrong})
+    monkeypatch.setattr(bench_affine_step.backends, "build_info", lambda: {"native": True})
+    with pytest.raises(AssertionError, match=f"^{who}, row "):
         bench_affine_step.test_affine_step(Recorder(True), False, "1x4x64x64", "float32")
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_wrong_peer_of_the_step_has_no_number(monkeypatch, part):
+    """In x' or in m."""
+
+    def wrong(f, **options):
+        return lambda *args: tuple(t * (1 + (i == part) / 100) for i, t in enumerate(f(*args)))
+
+    monkeypatch.setattr(torch, "compile", wrong)
+    for dtype in bench_affine_step.DTYPES:
+        with pytest.raises(AssertionError, match=f"^{results.COMPILED}, row 0"):
+            bench_affine_step.test_affine_step(Recorder(True), True, "1x4x64x64", dtype)
+    output, sample = torch.randn(2, 1, 4, 64, 64)
+    with pytest.raises(AssertionError, match=f"result {part} differs"):
+        bench_scheduler_step.compiled_steps(output, sample)
+    monkeypatch.setattr(torch, "compile", lambda f, **options: f)
+    assert len(bench_scheduler_step.compiled_steps(output, sample)) == 16
 
 
 class Few(Recorder):

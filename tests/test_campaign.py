@@ -173,7 +173,7 @@ def test_every_target_can_be_reached_and_missed():
         sets = [{"set": name, "inputs": "own", "dtype": "bfloat16"} for name in norms.SETS]
         made = [row("group_norm_set", case, fastdiff=fast, eager=slow) for case in sets]
         made += [large(100.0, 1e5, 1e5) if good else large(1e5, 1.0, 1.0)]
-        case = {"dtype": "float32"}
+        case = {"shape": "2x4x128x128", "dtype": "float32"}
         graphs = [row("affine_step_graph", case | {"noise": n}, fastdiff=fast) for n in "ab"]
         made += [one | {"kernels": 1 if good else 2} for one in graphs]
         made += [row("affine_step_scheduler", case, fastdiff=fast, diffusers=slow)]

@@ -6,6 +6,7 @@ import torch
 import fastdiff
 from benchmarks.campaign import ceilings, models, norms, record, step
 from benchmarks.campaign.task import Task
+from benchmarks.results import COMPILED
 from benchmarks.side_by_side import OURS
 
 
@@ -59,6 +60,14 @@ def test_sets_of_group_norms(monkeypatch, who):
     assert words in found["sd15 own"]["why"]
 
 
+GRAPHS = [
+    f"graph {shape} {dtype}, noise {noise}"
+    for shape in ("2x4x64x64", "2x4x128x128")
+    for dtype in ("float32", "bfloat16")
+    for noise in ("given", "drawn")
+]
+
+
 def test_the_step(monkeypatch):
     right = step.affine_step_out
 
@@ -68,10 +77,65 @@ def test_the_step(monkeypatch):
 
     monkeypatch.setattr(step, "affine_step_out", wrong)
     found = statuses(rows_of(step.run))
-    assert {name: s for name, s in found.items() if name.startswith("graph")} == dict.fromkeys(
-        (f"graph {d}, noise {n}" for d in ("float32", "bfloat16") for n in ("given", "drawn")),
-        "failed",
+    assert {n: s for n, s in found.items() if n.startswith("graph")} == dict.fromkeys(
+        GRAPHS, "failed"
     )
+
+
+def small_steps(monkeypatch, **task):
+    """What a device is asked for, on the CPU: full rows, small and quick."""
+    monkeypatch.setattr(step, "SHAPES", dict.fromkeys(step.SHAPES, step.TINY))
+    monkeypatch.setattr(step, "compare", lambda task, timers: {n: {} for n in timers})
+    monkeypatch.setattr(step, "scheduler_step", lambda *args: {"times": {}})
+    rows = []
+    with torch.no_grad():
+        step.run(Task(emit=rows.append, **task))
+    return {row["id"]: row for row in rows if row["id"].startswith("graph")}
+
+
+def test_the_step_has_its_formula_as_a_peer_eager_and_compiled(monkeypatch):
+    """With noise that is given and noise that is drawn."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda f, **options: asked.append((f, options)) or f)
+    found = small_steps(monkeypatch)
+    assert list(found) == GRAPHS
+    plain = {"fullgraph": True, "dynamic": False}
+    for name, row in found.items():
+        given, options = name.endswith("given"), [asked.pop(0)]
+        peers = {"eager formula", COMPILED}
+        if given:
+            peers.add(step.MOST)
+            options.append(asked.pop(0))
+        assert peers == {who for who in row["times"] if not who.startswith(OURS)}, name
+        assert options[0] == (step.formula if given else step.drawing, plain)
+        assert [o["mode"] for _, o in options[1:]] == ["max-autotune-no-cudagraphs"] * given
+        assert "left out" not in row
+    assert not asked
+    left = small_steps(monkeypatch, compiles=False)
+    assert {row["left out"] for row in left.values()} == {COMPILED}
+    assert not asked
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_peer_of_the_step_that_is_wrong_has_no_number(monkeypatch, part):
+    def wrong(f, **options):
+        return lambda *args: tuple(t * (1 + (i == part) / 20) for i, t in enumerate(f(*args)))
+
+    monkeypatch.setattr(torch, "compile", wrong)
+    found = small_steps(monkeypatch)
+    assert statuses(found) == dict.fromkeys(GRAPHS, "failed")
+    assert all(COMPILED in row["why"] for row in found.values())
+
+
+def test_a_dry_run_compiles_one_step(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda f, **options: asked.append(f) or f)
+    rows = []
+    with torch.no_grad():
+        step.run(Task(dry=True, emit=rows.append))
+    assert asked == [step.formula]
+    assert {row["status"] for row in rows} == {"measured"}
+    assert [COMPILED in row["times"] for row in rows] == [True] + [False] * 11
 
 
 @pytest.mark.parametrize("name", ["sd15", "vae"])

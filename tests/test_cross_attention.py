@@ -361,13 +361,3 @@ def test_compiles_on_sm_90():
             check_code(*gates(plan, width), "bf16")
     (plan,) = (p for p in plans(90, 4) if p.tiles == 3)
     check_code(*gates(plan, 64, "fp32"), "fp32")
-
-
-@compile_gates.compiles
-def test_compiles_everywhere():
-    """The text of SDXL, and of the widest heads that fit."""
-    for capability in MEMORY:
-        found = [(w, p) for p, w in plans(capability, 2).items()]
-        widest = max(found, key=lambda way: (way[1].tiles == 1, way[0]))
-        for width, plan in {(64, next(p for w, p in found if (w, p.tiles) == (64, 1))), widest}:
-            check_code(*gates(plan, width, "fp16", [capability]), "fp16")

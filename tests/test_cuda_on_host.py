@@ -321,10 +321,12 @@ class Norm:
 
 NORMS = [
     {"shape": (2, 40, 9, 7)},
+    {"shape": (1, 8, 5, 7), "eps": 1e-3, "std": 0.03},
     {"shape": (1, 64, 8, 8), "second": 24, "addend": "nc", "residual": True},
     {"shape": (2, 33, 5, 11), "groups": 3, "second": 7, "addend": "c", "residual": True,
      "tokens": True, "parameters": torch.float32},
-    {"shape": (1, 72, 6, 4), "second": 40, "addend": "nc", "tokens": True, "silu": False},
+    {"shape": (1, 72, 6, 4), "second": 40, "addend": "nc", "tokens": True, "silu": False,
+     "eps": 3.0},
 ]  # fmt: skip
 
 

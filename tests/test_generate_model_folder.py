@@ -130,13 +130,21 @@ def test_a_part_that_is_missing(folder, part):
     assert "cannot be loaded" in message or "tokenizer whose model_max_length" in message
 
 
-def test_weights_that_a_file_lacks_are_told(folder, caplog, monkeypatch):
-    """diffusers makes them random, and says so; we do not make it silent."""
+@pytest.mark.parametrize("accelerate", [False, True])
+def test_weights_that_a_file_lacks_are_told(folder, caplog, monkeypatch, accelerate):
+    """diffusers makes them random, and says so; we do not make it silent.  With accelerate it
+    leaves them without memory, which is refused."""
+    if accelerate:
+        pytest.importorskip("accelerate")
+    monkeypatch.setattr(diffusers.utils, "is_accelerate_available", lambda: accelerate)
     monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
     del weights["conv_in.bias"]
     save_file(weights, path)
+    if accelerate:
+        assert "must hold all weights; it lacks unet.conv_in.bias" in refused(folder)
+        return
     model.load(folder, "cpu")
     assert "newly initialized: ['conv_in.bias']" in caplog.text
 

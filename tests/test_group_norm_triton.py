@@ -173,6 +173,15 @@ def test_mean_a_thousand_times_the_deviation(go, way, extra, dtype, layout):
 
 @here
 @pytest.mark.parametrize("way", ["one launch", "three launches"])
+@pytest.mark.parametrize("eps", [1e-3, 3.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_as_good_as_torch_where_eps_is_as_large_as_the_variance(go, way, eps, dtype):
+    go(way)
+    check(dtype, shape=(1, 40, 8, 8), eps=eps, std=eps**0.5, layout="channels_last")
+
+
+@here
+@pytest.mark.parametrize("way", ["one launch", "three launches"])
 @pytest.mark.parametrize("parameters", [torch.float32, torch.float16], ids=str)
 def test_parameters_in_either_dtype(go, way, parameters):
     go(way)

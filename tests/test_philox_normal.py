@@ -15,7 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastdiff import backends
 from fastdiff.ops import philox_normal_reference as reference
-from fastdiff.ops.philox_normal import DTYPE_CODES, STEP_STREAM, philox_normal, philox_normal_ref
+from fastdiff.ops.philox_normal import (
+    DTYPE_CODES,
+    STEP_STREAM,
+    launch_cpu,
+    philox_normal,
+    philox_normal_ref,
+)
 from tests import cuda_on_host
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -166,17 +172,18 @@ def test_the_cpu_kernel_gives_the_bits_of_the_reference(shape, dtype):
 
 
 def test_bits_do_not_depend_on_threads():
+    """Which divide what is to be done, or do not."""
     pytest.importorskip("fastdiff._C", reason="the native extension was not built")
-    before, results = torch.get_num_threads(), []
+    expected = philox_normal_ref(SEEDS, (40_001,), None, 0, 0, torch.float32)
+    before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 5):
+        for threads in (1, 2, 3, 5, 7, 11):
             torch.set_num_threads(threads)
-            results.append(philox_normal(SEEDS, (40_001,)))
+            out = torch.full_like(expected, math.nan)
+            launch_cpu(SEEDS, None, 0, 0, out)
+            assert_bits(out, expected)
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
-    assert torch.equal(results[0], philox_normal_ref(SEEDS, (40_001,), None, 0, 0, torch.float32))
 
 
 def test_nothing_is_written_beside_the_output():

@@ -244,18 +244,13 @@ def test_compiles_to_16_byte_accesses_channels_last(outputs, dtype):
 
 
 @compile_gates.compiles
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_every_tile_compiles(dtype):
-    """Contiguous rows begin anywhere (W + 1 elements a row of z): narrow loads."""
+def test_tiles_are_these():
+    """tests/test_compile_everywhere.py compiles each."""
     from fastdiff.kernels.upsample_conv import columns, tile_size
+    from tests.gates import launches
 
-    size = 4 if dtype == "fp32" else 2
-    found = {columns(n, size) for n in range(2, 5000, 2)}
-    assert found == {1 << k for k in range(4, tile_size(size).bit_length())}
-    narrow = {"widths": tuple({8 * size, 32, 64, 128}), "machine": False}
-    for width in sorted(found):
-        constants = {"ROWS": tile_size(size) // width, "COLUMNS": width}
-        some = {} if width == 64 else {"capabilities": [90]}
-        gates("contiguous_kernel", constants, dtype, **narrow, **some)
-    constants = {"CO": 3, "BLOCK": tile_size(size)}
-    gates("channels_last_kernel", constants, dtype, capabilities=[90], **narrow)
+    plans = {launch.plan for launch in launches("upsample_conv", 90)}
+    for size in (2, 4):
+        found = {columns(n, size) for n in range(2, 5000, 2)}
+        assert found == {1 << k for k in range(4, tile_size(size).bit_length())}
+        assert {("first", width, size) for width in found} <= plans

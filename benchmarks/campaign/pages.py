@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from benchmarks.campaign.ceilings import bandwidth, matrix_rate
+from benchmarks.campaign.checks import believed
 from benchmarks.campaign.record import Report, Row, rows_of
 from benchmarks.campaign.show import fraction
 from benchmarks.campaign.targets import losses, verdicts
@@ -59,7 +60,7 @@ def slower(report: Report) -> str:
 
 def ops(report: Report) -> str:
     """Each measured case of each op, bf16 where there is a choice."""
-    lines = []
+    lines, report = [], believed(report)
     for row in rows_of(report):
         case = row.get("case", {})
         other = row.get("benchmark") in ("copy", "matrix", "convolution", "launch", "model")
@@ -99,7 +100,7 @@ def short(name: str) -> str:
 
 def models(report: Report) -> str:
     lines = []
-    for row in rows_of(report):
+    for row in rows_of(believed(report)):
         if row.get("benchmark") != "model":
             continue
         case = row["case"]

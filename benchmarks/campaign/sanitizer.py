@@ -15,12 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.campaign.checks import op_names
+from benchmarks.campaign.checks import PLANTED, op_names
 from benchmarks.campaign.record import Row
 from benchmarks.campaign.task import OutOfTime, Task
 from benchmarks.provenance import ROOT
 
-PLANTED = "a planted write beyond the end"
 LAUNCH = [sys.executable, "-m", "benchmarks.campaign.launch_once"]
 SUMMARY = re.compile(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (\d+) (?:error|hazard)")
 NAMES = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")

@@ -54,7 +54,7 @@ LAST = {
         "all GroupNorms of a model in one graph", later("norms", "run"), depends=PEER
     ),
     "step_in_a_graph": Stage(
-        "affine_step in a graph, against diffusers' step", later("step", "run")
+        "affine_step in a graph, against diffusers' step", later("step", "run"), depends=PEER
     ),
     "tests": Stage(
         "the tests of the kernels, where they find the device", later("checks", "tests"), SHARDS

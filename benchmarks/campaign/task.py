@@ -12,7 +12,7 @@ from benchmarks.campaign.record import Row, check_row
 # After one of these the process can use the device no more: the rest needs a new one.
 STICKY = ("CUDA error", "Triton Error [CUDA]", "CUDA driver error")
 T = TypeVar("T")
-RED = "not timed, for its check on this device is red: {}"
+RED = "no number, for its check on this device is red: {}"
 WORDS = 600  # of an error, at most, in characters
 
 

@@ -37,6 +37,8 @@ def accelerate(obj: T, *, strict: bool = False) -> T:
     or a module would have to leave its fast path.  Calling it twice is calling it once; the last
     call's strict counts.
     """
+    if not isinstance(strict, bool):
+        raise TypeError(f"strict must be True or False; got {strict!r}")
     parts = _parts(obj)
     schedulers = {name: part for name, part in parts if isinstance(part, SchedulerMixin)}
     stock = {name: part for name, part in schedulers.items() if not isinstance(part, FusedStep)}

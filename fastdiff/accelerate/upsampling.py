@@ -62,6 +62,11 @@ def describe(module: Any) -> tuple[str, str]:
     reason = pays(weight.new_empty((0, weight.shape[1], LARGEST, LARGEST)), weight)
     if reason is not None and not choice.forced():
         return "torch", f"PyTorch's own operators: {reason}"
+    mine = choice.tally(module)
+    calls = {} if mine is None else dict(mine.calls)
+    small = [what.removeprefix("torch: ") for what in calls if what.startswith("torch: ")]
+    if small and "fused" not in calls:  # so far
+        return "torch", f"PyTorch's own operators: {small[0]}"
     key = backends.Key(weight.device.type, weight.dtype)
     return backends.chosen("upsample_conv", key), module.WHAT
 

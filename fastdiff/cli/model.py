@@ -70,6 +70,11 @@ def load(folder: Path, device: str) -> "StableDiffusionPipeline":
         library.set_verbosity_error()  # what they say of prompts we say ourselves
     if missing := [name for name in PARTS if getattr(pipe, name, None) is None]:
         raise UserError(f"--model {str(folder)!r} must have a {missing[0]}; it has none")
+    # with accelerate installed diffusers leaves what a file lacks without memory
+    networks = {n: m for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
+    lacks = [f"{n}.{k}" for n, m in networks.items() for k, w in m.named_parameters() if w.is_meta]
+    if lacks:
+        raise UserError(f"--model {str(folder)!r} must hold all weights; it lacks {lacks[0]}")
     reads = pipe.text_encoder.config.max_position_embeddings
     if pipe.tokenizer.model_max_length > reads:  # so is that of a tokenizer without files
         raise UserError(

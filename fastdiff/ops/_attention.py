@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdiff import backends
 from fastdiff.ops import _pointwise
-from fastdiff.ops._arguments import check_floating, check_number, check_tensor
+from fastdiff.ops._arguments import check_floating, check_tensor, number
 
 LAYOUT = "(B, N, H, D): batch, place, head, width"
 ALIGNMENT = 16  # bytes
@@ -31,8 +31,7 @@ def sdpa(
 def default_scale(q: Tensor, scale: float | None) -> float:
     if scale is None:
         return float(max(1, q.shape[-1]) ** -0.5)
-    check_number("scale", scale)
-    return float(scale)
+    return number("scale", scale)
 
 
 def call(op: Any, run: Callable[..., Any], reference: Callable[..., Any], *args: Any) -> Tensor:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import backends
-from fastdiff.ops._arguments import check_floating, check_number, check_tensor
+from fastdiff.ops._arguments import check_floating, check_number, check_tensor, number
 from fastdiff.ops._pointwise import call, implement, kernel
 from fastdiff.ops.affine_step_checks import dense
 
@@ -50,6 +50,7 @@ torch.library.define(
 
 def abs_quantile(x: Tensor, p: float) -> Tensor:
     """Return q, (B,), as a new tensor; differentiable, as torch.quantile is."""
+    p = number("p", p)
     _check(x, p)
     q: Tensor = call(torch.ops.fastdiff.abs_quantile.default, _run, abs_quantile_ref, x, p)
     return q
@@ -57,6 +58,7 @@ def abs_quantile(x: Tensor, p: float) -> Tensor:
 
 def threshold_rows(x: Tensor, p: float, maximum: float, row: Tensor) -> Tensor:
     """Return the rows (1, B, K) of affine_step that clamp to the quantile and divide by it."""
+    p, maximum = number("p", p), number("maximum", maximum)
     _check_rows(x, p, maximum, row)
     op = torch.ops.fastdiff.threshold_rows.default
     rows: Tensor = call(op, _run_rows, threshold_rows_ref, x, p, maximum, row)
@@ -144,8 +146,6 @@ def _check(x: Tensor, p: float) -> None:
             f"x must be (B, ..) with 1 to 2^24 elements a sample; got {tuple(x.shape)}. "
             "Try x[None] for one sample"
         )
-    if isinstance(p, Tensor):  # torch.quantile wants one of the dtype of x
-        raise TypeError(f"p must be a number, got {p!r}. Try p.item()")
     check_number("p", p)
     if not 0 <= p <= 1:
         raise ValueError(f"p must be from 0 to 1, got {p}. A percentage is p / 100")

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff import backends
-from fastdiff.ops._arguments import check_floating, check_number
+from fastdiff.ops._arguments import check_floating, check_number, number
 from fastdiff.ops._pointwise import call, check_parameter_dtype, implement, kernel, wide
 from fastdiff.ops.group_norm_checks import check_like_x, check_vector
 
@@ -49,7 +49,7 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """Return (y, total), new tensors, but for total = x without residual; differentiable in all
     tensors."""
-    args = (x, residual, weight, bias, eps)
+    args = (x, residual, weight, bias, number("eps", eps))
     check_arguments(*args)
     op = torch.ops.fastdiff.add_layer_norm.default
     y, total = call(op, _run, add_layer_norm_ref, *args)

@@ -49,7 +49,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff import backends
 from fastdiff.ops import affine_step_reference
-from fastdiff.ops._arguments import check_dtype
+from fastdiff.ops._arguments import check_dtype, integer, tensors
 from fastdiff.ops.affine_step_checks import (
     check_arguments,
     check_outputs,
@@ -97,18 +97,19 @@ def affine_step(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return x_next (dtype out_dtype, default x's), x0 and the kept vectors (x0_dtype, default
     out_dtype) as new tensors; differentiable in x, uncond, cond, history and noise."""
-    history = list(history)
+    history = tensors("history", history)
+    keeps, noise_step = integer("keeps", keeps), integer("noise_step", noise_step)
     check_arguments(x, uncond, cond, history, noise, rows, step, keeps, seeds, noise_step)
     out_dtype = out_dtype or x.dtype
     dtypes = (out_dtype, x0_dtype or out_dtype)
     _check_dtypes(*dtypes)
     args = (x, uncond, cond, history, noise, rows, step, keeps, *dtypes, seeds, noise_step)
-    tensors = (x, uncond, cond, noise, *history)
+    operands = (x, uncond, cond, noise, *history)
     if torch.compiler.is_compiling():
         return _through_dispatcher(*args)
-    if backends.why_reference(*tensors) is None:
+    if backends.why_reference(*operands) is None:
         return _functional(*args)
-    if backends.why_recorded() or any(map(_foreign, (*tensors, seeds))):
+    if backends.why_recorded() or any(map(_foreign, (*operands, seeds))):
         return affine_step_ref(*args)  # plain operators, which everything can record or wrap
     return _through_dispatcher(*args)
 
@@ -135,7 +136,8 @@ def affine_step_out(
     kept is empty or holds `keeps` tensors.  Everything that is written lies in the layout of
     x_next, which is dense.  Not differentiable.
     """
-    history, kept = list(history), list(kept)
+    history, kept = tensors("history", history), tensors("kept", kept)
+    keeps, noise_step = integer("keeps", keeps), integer("noise_step", noise_step)
     check_arguments(x, uncond, cond, history, noise, rows, step, keeps, seeds, noise_step)
     check_outputs(x, rows, keeps, history, x_next, x0, model_input, kept)
     args = (x, uncond, cond, history, noise, rows, step, keeps, seeds, noise_step)
@@ -268,8 +270,8 @@ def _launch(
 ) -> None:
     """By the backend for x, or for what no kernel takes: a float64 operand or result."""
     _, _, x_next, x0, kept, model_input, *_ = rest
-    tensors = (x, uncond, cond, noise, rows, *history, x_next, x0, *kept, model_input)
-    dtypes = [t.dtype for t in tensors if t is not None]
+    every = (x, uncond, cond, noise, rows, *history, x_next, x0, *kept, model_input)
+    dtypes = [t.dtype for t in every if t is not None]
     dtype = next((d for d in dtypes if d not in DTYPE_CODES), x.dtype)
     launch = backends.resolve("affine_step", backends.Key(x.device.type, dtype))
     launch(x, uncond, cond, history, noise, rows, *rest)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.ops._arguments import check_floating, check_integer, check_tensor
-from fastdiff.ops.philox_normal import check_seeds
+from fastdiff.ops.philox_normal import check_counter, check_seeds
 
 MAX_COLUMNS, MAX_VECTORS = 64, 25  # K; P + R
 
@@ -31,7 +31,7 @@ def check_arguments(
 ) -> None:
     check_tensor("x", x)
     check_integer("keeps", keeps)
-    check_integer("noise_step", noise_step)
+    check_counter("noise_step", noise_step)  # with seeds or without
     if keeps < 0:
         raise ValueError(f"keeps must be at least 0, got {keeps}")
     named = {"x": x, "uncond": uncond, "cond": cond, "noise": noise}
@@ -107,6 +107,7 @@ def check_outputs(
     """Everything that the out form writes has the shape of x and the dense layout of x_next."""
     if len(kept) not in (0, keeps):
         raise ValueError(f"kept must be empty or {keeps} tensors (keeps), got {len(kept)}")
+    check_tensor("x_next", x_next)
     written = {"x_next": x_next, "x0": x0, "model_input": model_input}
     written |= {f"kept[{p}]": t for p, t in enumerate(kept)}
     written |= {f"history[{r}]": t for r, t in enumerate(history)}

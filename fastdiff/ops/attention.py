@@ -9,10 +9,12 @@ mask  (B or 1, H or 1, N or 1, M), or without its first dimensions: bool (True t
       the dtype of q (added)
 out   (B, N, H, D)   contiguous, of the dtype of q; scale: 1 / sqrt(D) if it is None
 
-A row of which no key takes part is 0, as in PyTorch; so is every row if M = 0.  Logits, their
-maximum, their exponentials and all sums are float32; the exponentials are rounded to the dtype of q
-before they weigh v, their sum is not.  PyTorch's backends, each within its own roundings, do so too
-or better.
+A row of which no key takes part (all are False, or -inf) is 0, as in PyTorch; so is every row if
+M = 0.  A finite number leaves a key its part: a row of the least number of a dtype is not 0.
+
+Logits, their maximum, their exponentials and all sums are float32; the exponentials are rounded to
+the dtype of q before they weigh v, their sum is not.  PyTorch's backends, each within its own
+roundings, do so too or better.
 
 Who computes (`attention_choice` says it, with the reason):
 

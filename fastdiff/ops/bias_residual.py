@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import backends
-from fastdiff.ops._arguments import check_floating, check_number
+from fastdiff.ops._arguments import check_floating, check_number, number
 from fastdiff.ops._pointwise import call, check_parameter_dtype, implement, kernel, wide
 from fastdiff.ops.group_norm_checks import channels_last, check_like_x, check_vector, dense
 
@@ -48,7 +48,7 @@ def bias_residual(
     scale: float = 1.0,
 ) -> Tensor:
     """Return ((x + bias) + residual) * scale as a new tensor; differentiable in all tensors."""
-    args = (x, bias, residual, scale)
+    args = (x, bias, residual, number("scale", scale))
     check_arguments(*args)
     y: Tensor = call(torch.ops.fastdiff.bias_residual.default, _run, bias_residual_ref, *args)
     return y

@@ -43,6 +43,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff import backends
 from fastdiff.ops import group_norm_reference
+from fastdiff.ops._arguments import flag, integer, number
 from fastdiff.ops.group_norm_checks import (
     channels_last,
     check_arguments,
@@ -84,6 +85,8 @@ def group_norm(
     tokens: bool = False,
 ) -> Any:
     """Return y, or (y, total) with a residual, as new tensors; differentiable in all tensors."""
+    groups, eps = integer("groups", groups), number("eps", eps)
+    silu, tokens = flag("silu", silu), flag("tokens", tokens)
     args = (x, groups, weight, bias, eps, silu, addend, residual, x2, tokens)
     tensors = (x, weight, bias, addend, residual, x2)
     check_arguments(x, groups, weight, bias, eps, addend, residual, x2)
@@ -116,6 +119,8 @@ def group_norm_out(
     tokens: bool = False,
 ) -> None:
     """Write y into out, and with a residual the sum into total.  Not differentiable."""
+    groups, eps = integer("groups", groups), number("eps", eps)
+    silu, tokens = flag("silu", silu), flag("tokens", tokens)
     args = (x, groups, weight, bias, eps, silu, addend, residual, x2, tokens)
     tensors = (x, weight, bias, addend, residual, x2, out, total)
     check_arguments(x, groups, weight, bias, eps, addend, residual, x2)

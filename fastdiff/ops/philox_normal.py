@@ -36,10 +36,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff import backends
-from fastdiff.ops._arguments import check_integer, check_tensor
+from fastdiff.ops._arguments import check_integer, check_tensor, integer
 from fastdiff.ops.philox_normal_reference import STEP_STREAM, philox_normal_ref
 
-__all__ = ["STEP_STREAM", "check_seeds", "philox_normal", "philox_normal_ref"]
+__all__ = ["STEP_STREAM", "check_counter", "check_seeds", "philox_normal", "philox_normal_ref"]
 
 MAX_SAMPLE = 2**34  # elements: the first word of the counter has 32 bits
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -63,7 +63,9 @@ def philox_normal(
     """Return z, (B, *shape), as a new tensor."""
     if not hasattr(shape, "__iter__"):
         raise TypeError(f"shape must hold the sizes of one sample, got {shape!r}. Try ({shape!r},)")
-    args = (seeds, list(shape), step, noise_step, stream, dtype)
+    shape = [integer(f"shape[{i}]", size) for i, size in enumerate(shape)]
+    noise_step, stream = integer("noise_step", noise_step), integer("stream", stream)
+    args = (seeds, shape, step, noise_step, stream, dtype)
     _check(*args)
     if torch.compiler.is_compiling():
         return _through_dispatcher(*args)
@@ -93,7 +95,7 @@ def check_seeds(seeds: Tensor, step: Tensor | None, noise_step: int) -> None:
             f"step must be a 0-d int32 tensor on the device of seeds, {seeds.device}; got "
             f"{tuple(step.shape)} {step.dtype} on {step.device}. Try noise_step=i for a number"
         )
-    _check_counter("noise_step", noise_step)
+    check_counter("noise_step", noise_step)
 
 
 def launch_cpu(
@@ -131,7 +133,7 @@ def launch_cuda(
         )
 
 
-def _check_counter(name: str, value: int) -> None:
+def check_counter(name: str, value: int) -> None:
     check_integer(name, value)
     if not 0 <= value < 2**31:
         raise ValueError(f"{name} must be an integer from 0 to 2^31 - 1, got {value}")
@@ -146,7 +148,7 @@ def _check(
     dtype: torch.dtype,
 ) -> None:
     check_seeds(seeds, step, noise_step)
-    _check_counter("stream", stream)
+    check_counter("stream", stream)
     numel = 1
     for i, size in enumerate(shape):
         check_integer(f"shape[{i}]", size)

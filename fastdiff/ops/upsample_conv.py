@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff import backends
-from fastdiff.ops._arguments import check_floating
+from fastdiff.ops._arguments import check_floating, check_tensor
 from fastdiff.ops._pointwise import call, implement, kernel, wide
 from fastdiff.ops.group_norm_checks import channels_last, dense
 
@@ -111,11 +111,14 @@ def check_arguments(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ValueError(
             f"x must be (N, C, H, W) with C, H and W at least 1, got {tuple(x.shape)}. Try x[None]"
         )
+    check_tensor("weight", weight)
     if weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 3, 3) or not len(weight):
         raise ValueError(
             f"weight must be (O, {x.shape[1]}, 3, 3), as x has {x.shape[1]} channels; got "
             f"{tuple(weight.shape)}. Other convolutions: F.conv2d after F.interpolate"
         )
+    if bias is not None:
+        check_tensor("bias", bias)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(
             f"bias must be {tuple(weight.shape[:1])}, one number an output channel; got "

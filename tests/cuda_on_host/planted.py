@@ -39,6 +39,7 @@ BUGS = {  # name: (tests, file, what stands there, what is planted)
         NORM, "group_norm.cu", "  __syncthreads();\n  const int per_group", "  const int per_group",
     ),
     "rstd without eps": (NORM, "group_norm.cuh", "variance + a.norm.eps", "variance"),
+    "eps is the default": (NORM, "group_norm.cuh", "variance + a.norm.eps", "variance + 1e-5f"),
     "a group is taken for its neighbour where sources meet": (
         NORM, "group_norm.cuh", "second ? at.c - a.channels : at.c", "at.c",
     ),

@@ -10,8 +10,8 @@ Each module here is named like a kernel and has
 A launch belongs to a plan: what the launcher decides from shapes, dtypes and the capability.
 Launches of one plan differ in what the compiler sees besides: which of the 16-bit dtypes, which
 operands are absent, the width of a head.  The command compiles every launch for every capability.
-tests/test_gates.py compiles the first launch of each plan: on sm_90, if it is chosen there, and on
-one more capability, each in its turn.
+tests/test_compile_everywhere.py compiles the first launch of each plan: on sm_90, if it is chosen
+there, and on one more capability, each in its turn.
 """
 
 import re
@@ -50,6 +50,12 @@ class Launch(NamedTuple):
     wide: int = 0
 
 
+def also(launch: Launch, what: str, **types: str) -> Launch:
+    """The launch where other sizes make other types: multiples of 16, more than 31 bits."""
+    assert types.keys() <= launch.types.keys(), types
+    return launch._replace(name=f"{launch.name} {what}", types=launch.types | types)
+
+
 def launches(stem: str, capability: int) -> list[Launch]:
     """All of a kernel's for a capability, names all different."""
     found = list(import_module(f"tests.gates.{stem}").launches(capability))
@@ -81,7 +87,7 @@ def judge(launch: Launch, capability: int, machine: bool = False) -> Code:
 
 
 def in_turn(stem: str) -> Iterator[tuple[int, Launch]]:
-    """(capability, launch): what tests/test_gates.py compiles."""
+    """(capability, launch): what tests/test_compile_everywhere.py compiles."""
     plans: dict[Any, dict[int, Launch]] = defaultdict(dict)
     for capability in CAPABILITIES:
         for launch in launches(stem, capability):
@@ -96,3 +102,6 @@ def in_turn(stem: str) -> Iterator[tuple[int, Launch]]:
             next_one = min(others, key=turn.__getitem__)
             turn[next_one] += 1
             yield next_one, chosen[next_one]
+    for capability in turn:
+        if not turn[capability]:  # fewer plans than capabilities
+            yield capability, next(iter(plans.values()))[capability]

@@ -1,6 +1,6 @@
 """Compile every launch for every capability, print what is wrong.
 
-python -m tests.gates [attention ..] [--capability 80 ..] [--jobs 2]
+python -m tests.gates [attention ..] [--capability 80 ..] [--plans] [--jobs 2]
 """
 
 import argparse
@@ -11,9 +11,18 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 
 from tests.compile_gates import CAPABILITIES
-from tests.gates import STEMS, judge, launches
+from tests.gates import STEMS, Launch, judge, launches
 
 cached = cache(launches)
+
+
+def wanted(stem: str, capability: int, plans: bool) -> list[tuple[int, Launch]]:
+    """(number, launch) of every launch, or of the first of each plan."""
+    numbered = list(enumerate(cached(stem, capability)))
+    if not plans:
+        return numbered
+    first = {launch.plan: number for number, launch in reversed(numbered)}
+    return [(number, launch) for number, launch in numbered if first[launch.plan] == number]
 
 
 def one(way: tuple[str, int, int]) -> tuple[str, int, str, dict[str, int]]:
@@ -35,6 +44,7 @@ def main() -> int:
     parser.add_argument("stems", nargs="*", metavar="kernel", help=", ".join(STEMS))
     parser.add_argument("--capability", type=int, nargs="*", default=CAPABILITIES)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--plans", action="store_true", help="of each plan the first launch alone")
     parser.add_argument("--only", default="", help="launches whose names contain this")
     parser.add_argument("--json", help="write what each launch needs to this file")
     arguments = parser.parse_args()
@@ -45,7 +55,7 @@ def main() -> int:
         (stem, capability, number)
         for stem in arguments.stems or STEMS
         for capability in arguments.capability
-        for number, launch in enumerate(cached(stem, capability))
+        for number, launch in wanted(stem, capability, arguments.plans)
         if arguments.only in launch.name
     ]
     wrong, every = 0, []

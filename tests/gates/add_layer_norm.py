@@ -5,7 +5,7 @@ from functools import cache
 
 from fastdiff.kernels.add_layer_norm import OPTIONS, REGISTERS, add_layer_norm_kernel, tiles
 from fastdiff.ops.add_layer_norm import MAX_WIDTH
-from tests.gates import Launch
+from tests.gates import Launch, also
 
 TENSORS = ("x_ptr", "residual_ptr", "y_ptr", "total_ptr")
 ABSENT = {
@@ -27,7 +27,9 @@ def launch(width: int, dtype: str, parameters: str, flags: str = "all", odd: boo
     types = {name: kind for name, kind in types.items() if name not in ABSENT[flags]}
     options = OPTIONS | {"num_warps": tile.pop("num_warps")}
     narrow = {8 * size, 32 if parameters == "fp32" else 16}
-    limits = {"registers": ODD if odd else REGISTERS, "widths": tuple(narrow) if odd else (128,)}
+    # the accesses of 16 bytes of x, y and total; 16-bit parameters beside float32 are half as wide
+    whole = (64, 128) if dtype == "fp32" != parameters else (128,)
+    limits = {"registers": ODD if odd else REGISTERS, "widths": tuple(narrow) if odd else whole}
     limits |= {"aligned": not odd} | options
     name = f"add_layer_norm {tile['ROWS']}x{tile['BLOCK']}x{tile['CHUNKS']} {dtype} "
     name += f"{parameters} {flags}{' odd' * odd}"
@@ -49,6 +51,7 @@ def launches(capability: int) -> Iterator[Launch]:
             for dtype in dtypes:
                 yield launch(width, dtype, dtype)
                 yield launch(width, dtype, dtype, odd=True)
+                yield also(launch(width, dtype, dtype), "whole", rows="i32:16")
             for flags in tuple(ABSENT)[1:]:
                 yield launch(width, dtypes[0], dtypes[0], flags)
             yield launch(width, dtypes[0], "bf16" if size == 4 else "fp32")

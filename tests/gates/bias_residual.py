@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from fastdiff.kernels import bias_residual
 from fastdiff.kernels.bias_residual import OPTIONS, REGISTERS, columns, tile_size
-from tests.gates import Launch
+from tests.gates import Launch, also
 
 SIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
 CHANNELS = (4, 5, 32, 320, 640, 960, 1280)  # of channels last, a constant of the kernel
@@ -54,6 +54,10 @@ def launches(capability: int) -> Iterator[Launch]:
         ways += [("contiguous", width) for width in sorted(tiles)]
         for kernel, tile in ways:
             yield launch(kernel, tile, dtype, dtype)
+            if kernel == "channels_last":
+                yield also(launch(kernel, tile, dtype, dtype), "long", size="i64:16")
+            else:
+                yield also(launch(kernel, tile, dtype, dtype), "whole", rows="i32:16")
             if dtype == "fp16":
                 continue
             for flags in tuple(ABSENT)[1:]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from fastdiff.kernels import group_norm
-from fastdiff.kernels.group_norm import FINISH, INTEGERS, OPTIONS, Plan, launch_plan
+from fastdiff.kernels.group_norm import FINISH, INTEGERS, OPTIONS, Plan, Tile, launch_plan
 from tests.gates import Launch
 
 # What a launch may leave out: an absent tensor is None.
@@ -21,7 +21,6 @@ LIMIT = {  # registers a thread of what has one operand, and of what has more
     "apply": (72, 96),  # seven and five
     "finish": (80, 80),  # three of 256
 }
-ODD = 168  # of tensors at odd addresses: three blocks of 128 threads
 SIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
 CHANNELS = [(c, 0) for c in (8, 30, 33, 64, 128, 320, 512, 640, 960, 1280, 1920, 2560)]
 CHANNELS += [(320, 320), (640, 320), (1280, 640), (36, 28)]
@@ -44,6 +43,15 @@ def plans() -> list[tuple[int, bool, bool, Plan]]:
 PLANS = plans()
 
 
+def tile_of(
+    kernel: str, way: tuple[int, bool, bool, Plan], flags: str, aligned: bool = True
+) -> Tile:
+    """That of the launch."""
+    size, _, _, plan = way
+    x2, residual = "x2_ptr" not in ABSENT[flags], "residual_ptr" not in ABSENT[flags]
+    return group_norm.cut(kernel, plan, x2, residual, size, aligned)[0]
+
+
 def launch(
     kernel: str,
     way: tuple[int, bool, bool, Plan],
@@ -56,7 +64,7 @@ def launch(
     """way: of PLANS; parameters: the dtype of weight and bias, None where there are none."""
     size, last, turned, plan = way
     function = getattr(group_norm, f"{kernel}_kernel")
-    tile = plan.store if kernel == "apply" else plan.tile
+    tile = tile_of(kernel, way, flags, aligned)
     options = OPTIONS | {"num_warps": tile.warps}
     constants = {k: v for k, v in tile.constants().items() if k != "num_warps"}
     constants |= {"CV": plan.cv, "RV": plan.rv, "LAST": last, "SILU": silu}
@@ -76,8 +84,9 @@ def launch(
         widths = {32, 128} if aligned and max(plan.cv, plan.rv) > 1 else {16, 32}
         # Parameters of 16 bit: as many as a thread has channels.
         widths |= {16, 64} if kernel == "small" and parameters in ("bf16", "fp16") else set()
-    several = flags != "plain" and kernel != "finish"
-    limits = options | {"registers": LIMIT[kernel][several] if aligned else ODD}
+    # What is read in one layout and written in another is held twice.
+    several = kernel != "finish" and (flags != "plain" or turned)
+    limits = options | {"registers": LIMIT[kernel][several]}
     limits |= {"widths": tuple(widths), "aligned": aligned}
     name = f"group_norm {kernel} {dtype} {flags}{' silu' * silu} parameters {parameters}"
     if kernel == "finish":
@@ -86,7 +95,8 @@ def launch(
         name += f" {'last' if last else 'first'}{' turned' * turned} {plan.cv} {plan.rv} "
         name += "x".join(map(str, tile))
     name += " odd address" * (not aligned)
-    key = (kernel, size, last, turned, plan.cv, plan.rv, tile) if kernel != "finish" else kernel
+    whole = plan.store if kernel == "apply" else plan.tile
+    key = (kernel, size, last, turned, plan.cv, plan.rv, whole) if kernel != "finish" else kernel
     wide = sum(vectors(kernel, way, flags)) if aligned and 128 in widths else 0
     wide *= kernel != "finish"
     return Launch(name, key, function, types, constants, limits, wide=wide)
@@ -94,8 +104,8 @@ def launch(
 
 def vectors(kernel: str, way: tuple[int, bool, bool, Plan], flags: str) -> tuple[int, int]:
     """Loads and stores of 16 bytes by a thread of what is as large as x."""
-    size, _, _, plan = way
-    tile = plan.store if kernel == "apply" else plan.tile
+    size = way[0]
+    tile = tile_of(kernel, way, flags)
     each = tile.rows * tile.channels * tile.unroll * size // (16 * 32 * tile.warps)
     present = {"x2_ptr", "residual_ptr"} - set(ABSENT[flags])
     kept = "residual_ptr" in present and kernel != "apply"  # total is written, and read by small
@@ -123,7 +133,8 @@ def _of(way: tuple[int, bool, bool, Plan]) -> Iterator[Launch]:
             yield launch("small", way, dtype, flags, True)
         yield launch("small", way, dtype, "all", False)
         yield launch("small", way, dtype, "all", True, dtype if size == 2 else "bf16")
-        yield launch("small", way, dtype, "all", True, aligned=False)
+        for flags in ("all", "residual", "x2"):
+            yield launch("small", way, dtype, flags, True, aligned=False)
         yield launch("small", way, dtype, "plain", True, "none")
         if size == 2:
             yield launch("small", way, "fp16", "all", True, "fp16")

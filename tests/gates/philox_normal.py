@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fastdiff.kernels.philox_normal import BLOCK, OPTIONS, REGISTERS, philox_normal_kernel
-from tests.gates import Launch
+from tests.gates import Launch, also
 
 
 def launch(dtype: str, step: bool, odd: bool) -> Launch:
@@ -35,3 +35,4 @@ def launches(capability: int) -> Iterator[Launch]:
         for step in (True, False):
             for odd in (False, True):
                 yield launch(dtype, step, odd)
+            yield also(launch(dtype, step, False), "long", numel="i64:16")

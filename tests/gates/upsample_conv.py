@@ -10,7 +10,7 @@ from fastdiff.kernels.upsample_conv import (
     contiguous_kernel,
     tile_size,
 )
-from tests.gates import Launch
+from tests.gates import Launch, also
 
 SIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
 OUTPUTS = (3, 4, 128, 320, 512, 640, 1280)  # of channels last, a constant of the kernel
@@ -42,7 +42,9 @@ def launches(capability: int) -> Iterator[Launch]:
     for dtype in ("bf16", "fp16", "fp32"):
         for outputs in OUTPUTS:
             yield channels_last(outputs, dtype)
+            yield also(channels_last(outputs, dtype), "whole", H="i32:16", W="i32:16")
         for across in sorted(
             {columns(width, SIZES[dtype]) for width in (1 << n for n in range(1, 14))}
         ):
             yield contiguous(across, dtype)
+            yield also(contiguous(across, dtype), "whole", H="i32:16", W="i32:16", rows="i32:16")

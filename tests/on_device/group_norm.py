@@ -27,6 +27,15 @@ def norm_of_models(device, dtype):
             _as_good_as_torch(device, dtype, shape, groups, layout=layout)
 
 
+def norm_eps(device, dtype):
+    """As large as the variance."""
+    for eps in (1e-3, 3.0):
+        for layout in group_norm_cases.LAYOUTS:
+            for shape, groups in (((2, 40, 9, 7), 4), ((1, 32, 64, 64), 32)):
+                spec = {"layout": layout, "eps": eps, "std": eps**0.5}
+                _as_good_as_torch(device, dtype, shape, groups, **spec)
+
+
 def norm_far_from_zero(device, dtype):
     """|mean| / std up to 1000, where a dtype has numbers enough for it."""
     for mean in (30.0, 1000.0 if dtype == torch.float32 else 100.0):
@@ -95,6 +104,7 @@ ON_DEVICE = {
     "group_norm": {
         "numbers": norm_numbers,
         "models": norm_of_models,
+        "eps": norm_eps,
         "far from zero": norm_far_from_zero,
         "batch": norm_batch,
         "written": norm_written,

@@ -67,15 +67,15 @@ def _layer_norm(seed, shape, dtype, device, mean=0.0):
 
 def layer_norm_numbers(device, dtype):
     for shape in ((17, 320), (5, 33), (3, 1280), (2, 7, 640)):
-        for mean in (0.0, 30.0):
+        for mean, eps in ((0.0, 1e-5), (30.0, 1e-5), (0.0, 1e-3), (0.0, 3.0)):
 
-            def case(seed, shape=shape, mean=mean):
+            def case(seed, shape=shape, mean=mean, eps=eps):
                 x, residual, *affine = _layer_norm(seed, shape, dtype, device, mean)
-                y, total = add_layer_norm(x, residual, *affine)
+                y, total = add_layer_norm(x, residual, *affine, eps=eps)
                 assert torch.equal(total, x + residual), "total is not the rounded sum"
-                theirs = F.layer_norm(x + residual, shape[-1:], *affine)
+                theirs = F.layer_norm(x + residual, shape[-1:], *affine, eps)
                 wide = [t.double().cpu() for t in (total, *affine)]
-                return y, [theirs], F.layer_norm(wide[0], shape[-1:], *wide[1:])
+                return y, [theirs], F.layer_norm(wide[0], shape[-1:], *wide[1:], eps)
 
             pointwise_cases.assert_as_good_as_torch(case, dtype, seeds(device))
 

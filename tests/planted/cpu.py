@@ -88,6 +88,9 @@ BUGS = {
         "load(x[i]) + load(residual[i])",
     ),
     "add_layer_norm: rstd without eps": (LAYER, "add_layer_norm.cpp", "variance + eps", "variance"),
+    "add_layer_norm: eps is the default": (
+        LAYER, "add_layer_norm.cpp", "variance + eps", "variance + 1e-5f",
+    ),
     "add_layer_norm: the variance of a sample, not of a population": (
         LAYER, "add_layer_norm.cpp", "sum(c + d) / count", "sum(c + d) / (count - 1)",
     ),
@@ -300,6 +303,9 @@ BUGS = {
     ),
     "group_norm: the last element of total is not written": (
         NORM, "group_norm.inl", "write(sum, n, total);", "write(sum, n - 1, total);",
+    ),
+    "group_norm: eps is the default": (
+        NORM, "group_norm.inl", "squares / count) + g.eps", "squares / count) + 1e-5f",
     ),
     "group_norm: rstd without eps": (
         NORM, "group_norm.inl", "squares / count) + g.eps", "squares / count)",

@@ -8,6 +8,7 @@ QUANTILE = ("test_abs_quantile.py", "triton_bits")
 LAYER_NORM = ("test_add_layer_norm.py", "test_kernel and not widest")
 STEP = ("test_affine_step_triton.py", "not this_file and not without_a_gpu")
 ATTENTION = ("test_attention.py", "test_kernel_numbers and not real_shape")
+EXTREME = ("test_attention.py", "test_kernel_rows_of_the_least_number")
 MASKED = ("test_attention.py", "test_kernel_masks or test_kernel_rows_without")
 BIAS = ("test_bias_residual.py", "test_kernel")
 CROSS = ("test_cross_attention.py", "test_kernel_numbers and not real_shape")
@@ -78,6 +79,9 @@ BUGS = {
         LAYER_NORM, "add_layer_norm.py", "tl.sum(squares, 1)[:, None] / D",
         "tl.sum(squares, 1)[:, None] / (D - 1)",
     ),
+    "add_layer_norm: eps is the default": (
+        LAYER_NORM, "add_layer_norm.py", "variance + eps", "variance + 1e-5",
+    ),
     "add_layer_norm: the rounding of the mean is not made good": (
         LAYER_NORM, "add_layer_norm.py", "shift = rest * rstd", "shift = 0.0 * rstd",
     ),
@@ -145,9 +149,13 @@ BUGS = {
         ATTENTION, "attention.py", "part = tl.program_id(0) % parts",
         "part = tl.program_id(0) % parts * 0",
     ),
-    "attention: 2 for e": (ATTENTION, "attention.py", "scale * LOG2E", "scale"),
+    "attention: 2 for e": (ATTENTION, "attention.py", "scale *= LOG2E", "pass"),
     "attention: a mask that is added has 2 for e": (
-        MASKED, "attention.py", "m.to(tl.float32) * 1.4426950408889634", "m.to(tl.float32)",
+        MASKED, "attention.py", "p * 1.4426950408889634, keep * 1.4426950408889634", "p, keep",
+    ),
+    "attention: a mask is added after its product with log2(e), which may be -inf": (
+        EXTREME, "attention.py", "s += m.to(tl.float32)",
+        "s += m.to(tl.float32) * 1.4426950408889634 / 1.4426950408889634",
     ),
     "attention: the sum is not scaled to the new maximum": (
         ATTENTION, "attention.py", "total * keep + tl.sum(p, 1)", "total + tl.sum(p, 1)",
@@ -298,6 +306,7 @@ BUGS = {
         "v.to(out_ptr.dtype.element_ty), mask=inside & (rows != length - row - 1))",
     ),
     "group_norm: rstd without eps": (NORM, "group_norm.py", "/ count + eps", "/ count"),
+    "group_norm: eps is the default": (NORM, "group_norm.py", "/ count + eps", "/ count + 1e-5"),
     "group_norm: the variance of a sample, not of a population": (
         NORM, "group_norm.py", "_rstd(tl.sum(two, 0) - count * moved * moved, count, eps)",
         "_rstd(tl.sum(two, 0) - count * moved * moved, count - 1.0, eps)",
