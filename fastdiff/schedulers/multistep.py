@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.predictions import Conversion
-from fastdiff.schedulers.custom import descending, vector, whole_steps
+from fastdiff.schedulers.custom import descending, exact_timesteps, vector, whole_steps
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.row import NOISE, Grid, Row
@@ -61,7 +61,7 @@ class Multistep(FusedStep):
                 timesteps = vector("timesteps", timesteps)
             self._stock_timesteps(num_inference_steps, mu, timesteps)
             if self.numerics == "exact":
-                self._exact_timesteps()
+                self.timesteps = exact_timesteps(self)
         if self.numerics == "exact":
             self.config.flow_shift = shift  # mu is for this run only
         self._place_timesteps(device)
@@ -102,16 +102,6 @@ class Multistep(FusedStep):
     def _ends_at_zero(self) -> bool:
         """Whether a run ends without noise."""
         return bool(self.config.get("final_sigmas_type") == "zero")
-
-    def _exact_timesteps(self) -> None:
-        """Where diffusers cuts a model time to a whole number: keep it (flow) or round it."""
-        config, sigmas = self.config, self.sigmas[:-1].double().numpy()
-        if config.use_flow_sigmas:
-            self.timesteps = torch.from_numpy(sigmas * config.num_train_timesteps).float()
-        elif config.use_exponential_sigmas or config.use_beta_sigmas:
-            levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
-            times = self._sigma_to_t(sigmas, np.log(levels.astype(np.float64)))
-            self.timesteps = torch.from_numpy(times.round().astype(np.int64))
 
     def _builder(self) -> Callable[[Place], Entry]:
         config, sigmas = self._config, self._levels()
