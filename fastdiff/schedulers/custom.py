@@ -1,5 +1,5 @@
-"""Custom timesteps and sigmas of `set_timesteps`: a list, array or tensor, checked in one place; and
-the timesteps of "exact" numerics."""
+"""Custom timesteps and sigmas of `set_timesteps`: a list, array or tensor, checked in one place;
+and the timesteps of "exact" numerics."""
 
 from __future__ import annotations
 
