@@ -48,6 +48,10 @@ CASES = {
     ),
     "lcm": Case("LCMScheduler", SD, 8),
     "tcd": Case("TCDScheduler", SD | {"prediction_type": "v_prediction"}, 8),
+    "flow": Case("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 20),
+    "flow-noise": Case(
+        "FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "stochastic_sampling": True}, 20
+    ),
     "ddpm": Case("DDPMScheduler", SD | {"clip_sample": False}, 20),
     "ddpm-large": Case("DDPMScheduler", SD | {"variance_type": "fixed_large"}, 20),
 }
