@@ -177,6 +177,14 @@ _ROWS = (
         scheduler=("FlowMatchEulerDiscreteScheduler", {}),
         aliases=("FlowMatchEuler",),
     ),
+    Solver(
+        "flow_lcm",
+        consistency,
+        1,
+        noise=True,
+        scheduler=("FlowMatchLCMScheduler", {}),
+        aliases=("FlowMatchLCM",),
+    ),
 )
 SOLVERS: Mapping[str, Solver] = {row.name: row for row in _ROWS}
 

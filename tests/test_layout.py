@@ -173,6 +173,7 @@ PROMISE = {
     "EulerAncestralDiscreteScheduler": None,
     "EulerDiscreteScheduler": None,
     "FlowMatchEulerDiscreteScheduler": None,
+    "FlowMatchLCMScheduler": None,
     "LCMScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load

@@ -20,6 +20,7 @@ from fastdiff.schedulers.deis_multistep import DEISMultistepScheduler
 from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from fastdiff.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
+from fastdiff.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from fastdiff.schedulers.lcm import LCMScheduler
 from fastdiff.schedulers.tcd import TCDScheduler
 from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
@@ -35,6 +36,7 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     LCMScheduler,
     TCDScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -127,6 +129,7 @@ __all__ = [
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchLCMScheduler",
     "LCMScheduler",
     "SchedulerMixin",
     "TCDScheduler",

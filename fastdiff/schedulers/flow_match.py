@@ -99,7 +99,10 @@ class FlowMatch(FusedStep):
         timestep: Any,
         sample: Tensor,
         generator: torch.Generator | None,
+        drawn: torch.dtype = torch.float32,
     ) -> Tensor:
+        """x'.  drawn: dtype of the noise; diffusers brings the sample to float32 and draws like it,
+        or like the prediction of x_0."""
         if isinstance(timestep, INTEGERS):
             raise an_index()
         if self._step_index is None:
@@ -108,8 +111,7 @@ class FlowMatch(FusedStep):
         i: int = self._step_index  # type: ignore[assignment]
         entry = rows[i]
         promote(sample, model_output)  # both are tensors
-        # diffusers brings the sample to float32 first, and draws like it
-        noise = draw(sample, generator, torch.float32) if entry.draw else None
+        noise = draw(sample, generator, drawn) if entry.draw else None
         out = model_output.dtype
         prev, _, _ = self._apply(rows, i, entry, sample, model_output, (), noise, out, out)
         self._step_index = i + 1

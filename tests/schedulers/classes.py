@@ -24,7 +24,8 @@ DEIS = "DEISMultistepScheduler"
 LCM = "LCMScheduler"
 TCD = "TCDScheduler"
 FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
-NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD, FLOW_EULER)
+FLOW_LCM = "FlowMatchLCMScheduler"
+NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD, FLOW_EULER, FLOW_LCM)
 
 
 def takes(name: str, argument: str) -> bool:
@@ -39,11 +40,12 @@ def stock(name: str) -> Any:
 
 # what tests ask of a class; never its place in NAMES
 WITH_BETAS = tuple(name for name in NAMES if takes(name, "beta_start"))  # not flow matching
+FLOWS = tuple(name for name in NAMES if name not in WITH_BETAS)
 WITH_INDEX = tuple(name for name in NAMES if hasattr(stock(name), "step_index"))  # not DDIM, DDPM
 WITH_SIGMAS = tuple(name for name in NAMES if hasattr(stock(name)(), "sigmas"))
 WITH_GENERATOR = tuple(n for n in NAMES if "generator" in signature(stock(n).step).parameters)
 WITH_HISTORY = tuple(name for name in NAMES if hasattr(stock(name)(), "model_outputs"))
-ONE_RESULT = (DPM, UNIPC, DEIS, FLOW_EULER)  # step returns the sample alone
+ONE_RESULT = (DPM, UNIPC, DEIS, FLOW_EULER, FLOW_LCM)  # step returns the sample alone
 UNKNOWN_IS_LAST = (DPM, UNIPC, DEIS)  # a timestep that is nowhere means the last one
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _fresh = itertools.count()

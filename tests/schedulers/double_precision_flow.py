@@ -23,4 +23,13 @@ def euler(
         yield x, x0
 
 
-RECURSION = {"FlowMatchEulerDiscreteScheduler": euler}
+def lcm(s: Any, model: double.Model, x: Tensor, draw: double.Draw, *, begin: int = 0):
+    """To the prediction of x_0, then fresh noise of the next level."""
+    levels = s.sigmas.double().tolist()
+    for i in range(begin, len(levels) - 1):
+        x0 = x - levels[i] * model(x, i)
+        x = (1 - levels[i + 1]) * x0 + levels[i + 1] * draw()
+        yield x, x0
+
+
+RECURSION = {"FlowMatchEulerDiscreteScheduler": euler, "FlowMatchLCMScheduler": lcm}

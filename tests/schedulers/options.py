@@ -163,6 +163,11 @@ TABLE["FlowMatchEulerDiscreteScheduler"] = {
     "step.s_tmax": [float("inf"), 9.0],
     "step.s_noise": [1.0, 1.007],
 }
+TABLE["FlowMatchLCMScheduler"] = {
+    key: values
+    for key, values in TABLE["FlowMatchEulerDiscreteScheduler"].items()
+    if key != "stochastic_sampling" and not key.startswith("step.")
+} | {"scale_factors": [None], "upscale_mode": ["bicubic", "nearest"]}
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",

@@ -24,7 +24,7 @@ from . import (
     double_precision_exponential,
     double_precision_flow,
 )
-from .classes import ONE_RESULT, WITH_BETAS, ours, stock
+from .classes import FLOW_EULER, FLOW_LCM, ONE_RESULT, WITH_BETAS, ours, stock
 from .loops import scaled
 
 RECURSION = (
@@ -179,8 +179,10 @@ def reference(case: Case, **deviations: Any) -> list[Tensor]:
     source, call = Source(case), dict(case.call)
     given = call.pop("variance_noise", False)
     wide = case.name == "DPMSolverMultistepScheduler" and not given
-    wide = wide or case.name not in WITH_BETAS  # flow matching draws like the sample in float32
+    wide = wide or case.name == FLOW_EULER  # like the sample, brought to float32
     draw = torch.float32 if wide else case.dtype
+    if case.name == FLOW_LCM:  # like its prediction of x_0
+        draw = torch.promote_types(torch.float32, draw)
     x = start(case, s).to(case.dtype).double()
     steps = RECURSION[case.name](
         s,

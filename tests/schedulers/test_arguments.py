@@ -10,6 +10,7 @@ from .classes import (
     EULER,
     EULER_A,
     FLOW_EULER,
+    FLOW_LCM,
     NAMES,
     SD,
     WITH_BETAS,
@@ -31,6 +32,7 @@ NOISY = [
     (EULER_A, {}, {}),
     (DDPM, {}, {}),
     (FLOW_EULER, {"stochastic_sampling": True}, {}),
+    (FLOW_LCM, {}, {}),
 ]
 
 

@@ -40,6 +40,7 @@ CASES = {
         {"stochastic_sampling": True},
         {"use_karras_sigmas": True, "invert_sigmas": True},
     ],
+    "FlowMatchLCMScheduler": [{}, {"shift_terminal": 0.1}],
     "DDIMScheduler": [{"clip_sample": False}, {}, {"call": {"eta": 1.0}}],
     "EulerDiscreteScheduler": [{}, {"call": {"s_churn": 30.0}}],
     "EulerAncestralDiscreteScheduler": [{}],

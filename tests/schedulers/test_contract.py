@@ -21,6 +21,7 @@ from .classes import (
     EULER,
     EULER_A,
     FLOW_EULER,
+    FLOW_LCM,
     LCM,
     NAMES,
     SD,
@@ -142,6 +143,7 @@ NEW = {
     LCM: {"prediction_type": "v_prediction", "timestep_scaling": 3.0},
     TCD: {"prediction_type": "v_prediction"},
     FLOW_EULER: {"stochastic_sampling": True},
+    FLOW_LCM: {"num_train_timesteps": 500},
 }
 
 

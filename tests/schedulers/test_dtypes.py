@@ -61,6 +61,7 @@ KINDS = {
         "velocity": {},
         "noise": {"stochastic_sampling": True},
     },
+    "FlowMatchLCMScheduler": {"velocity": {}},
     "DDIMScheduler": {
         "epsilon": {"clip_sample": False},
         "clip": {},

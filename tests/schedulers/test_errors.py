@@ -11,6 +11,7 @@ from .classes import (
     EULER,
     EULER_A,
     FLOW_EULER,
+    FLOWS,
     NAMES,
     UNIPC,
     WITH_BETAS,
@@ -31,7 +32,7 @@ def test_step_before_set_timesteps(name):
         s.step(torch.zeros(SHAPE), 1, torch.zeros(SHAPE))
 
 
-@pytest.mark.parametrize("name", [EULER, EULER_A, FLOW_EULER])
+@pytest.mark.parametrize("name", [EULER, EULER_A, *FLOWS])
 def test_euler_steps_on_the_training_levels_before_set_timesteps(name):
     mine, theirs = both(name, **base(name))
     x = torch.randn(SHAPE)

@@ -6,10 +6,9 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 
 from . import flow_pipelines
-from .classes import FLOW_EULER, NAMES, WITH_BETAS, both, counted, ours, stock
+from .classes import FLOW_EULER, FLOW_LCM, FLOWS, both, counted, ours, stock
 from .loops import SHAPE, answer, latents, same, seeded
 
-FLOWS = tuple(name for name in NAMES if name not in WITH_BETAS)
 SIGMAS = [1.0, 0.8, 0.55, 0.3, 0.05]
 GRIDS = [
     ({}, {}),
@@ -171,16 +170,47 @@ class TestPerToken:
             self.run(s)
 
 
+class TestScaleFactors:
+    """Scale-wise distillation: the sample grows from step to step."""
+
+    def run(self, s):
+        s.set_timesteps(4)
+        x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(5)
+        for i, t in enumerate(s.timesteps):
+            x = s.step(answer(x, i), t, x, generator=generator).prev_sample
+        return x
+
+    @pytest.mark.parametrize("how", ["config", "set_scale_factors"])
+    def test_runs_diffusers_own_step_and_is_counted(self, how):
+        given = {"scale_factors": [1.0, 1.5, 2.0], "upscale_mode": "nearest"}
+        mine, theirs = both(FLOW_LCM, **(given if how == "config" else {}))
+        if how != "config":
+            for s in (mine, theirs):
+                s.set_scale_factors(**given)
+        a, b = self.run(mine), self.run(theirs)
+        assert a.shape == (2, 4, 16, 16)
+        assert torch.equal(a, b)
+        reason = "reference: scale_factors change the size of the sample"
+        assert counted(mine) == (0, {reason: 4}, 0)
+        assert mine._init_size == theirs._init_size
+
+    def test_without_them_the_size_is_noted_as_in_diffusers(self):
+        mine, theirs = both(FLOW_LCM)
+        same(self.run(mine), self.run(theirs))
+        assert mine._init_size == theirs._init_size == (8, 8)
+
+
 @pytest.fixture(scope="module")
 def parts():
     return {kind: flow_pipelines.networks(kind) for kind in flow_pipelines.KINDS}
 
 
-@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("name", FLOWS)
 @pytest.mark.parametrize("kind", flow_pipelines.KINDS)
-def test_the_pictures_are_those_of_diffusers(parts, kind, stochastic):
+def test_the_pictures_are_those_of_diffusers(parts, kind, name):
     config = {"use_dynamic_shifting": True} if kind == "flux" else {"shift": 3.0}
-    pictures, schedulers = [], both(FLOW_EULER, **config, stochastic_sampling=stochastic)
+    pictures, schedulers = [], both(name, **config)
     for s in schedulers:
         torch.manual_seed(4)  # these pipelines hand no generator to step
         pipe = flow_pipelines.pipeline(kind, s, parts[kind])

@@ -52,6 +52,7 @@ CASES = {
     "flow-noise": Case(
         "FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "stochastic_sampling": True}, 20
     ),
+    "flow-lcm": Case("FlowMatchLCMScheduler", {"shift": 3.0}, 8),
     "ddpm": Case("DDPMScheduler", SD | {"clip_sample": False}, 20),
     "ddpm-large": Case("DDPMScheduler", SD | {"variance_type": "fixed_large"}, 20),
 }

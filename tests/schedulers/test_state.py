@@ -18,6 +18,7 @@ from .classes import (
     EULER,
     EULER_A,
     FLOW_EULER,
+    FLOW_LCM,
     LCM,
     SD,
     TCD,
@@ -42,6 +43,7 @@ VARIANTS = [
     (LCM, {"prediction_type": "v_prediction"}),
     (TCD, {}),
     (FLOW_EULER, {"shift": 3.0}),
+    (FLOW_LCM, {}),
     (FLOW_EULER, {"stochastic_sampling": True}),
     (UNIPC, {"solver_order": 3}),
     (UNIPC, {"predict_x0": False, "final_sigmas_type": "sigma_min"}),
@@ -329,7 +331,7 @@ class TestCopies:
         assert restored.numerics == half.numerics
         t = restored.timesteps[4]
         noisy = "algorithm_type" in config or "stochastic_sampling" in config
-        if noisy or name in (EULER_A, DDPM, LCM, TCD):
+        if noisy or name in (EULER_A, DDPM, LCM, TCD, FLOW_LCM):
             return  # noise: the generator was not kept
         e = answer(scaled(restored, x, t), 4)
         assert torch.equal(restored.step(e, t, x).prev_sample, expected)

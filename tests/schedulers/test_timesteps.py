@@ -10,7 +10,7 @@ from .classes import (
     DPM,
     EULER,
     EULER_A,
-    FLOW_EULER,
+    FLOWS,
     LCM,
     NAMES,
     SD,
@@ -114,7 +114,7 @@ def test_ddpm_without_set_timesteps_walks_all_of_them():
         same(a, b)
 
 
-@pytest.mark.parametrize("name", [EULER, EULER_A, FLOW_EULER])
+@pytest.mark.parametrize("name", [EULER, EULER_A, *FLOWS])
 @pytest.mark.parametrize("t", [3, torch.tensor(999), torch.tensor(3, dtype=torch.int32)], ids=str)
 def test_whole_numbers_are_refused_where_diffusers_refuses_them(name, t):
     s = ours(name)(**base(name))
@@ -145,7 +145,7 @@ def test_a_timestep_that_is_nowhere_is_the_last_one_for_multistep_solvers(name):
     same(a, b)
 
 
-@pytest.mark.parametrize("name", [EULER, EULER_A, FLOW_EULER])
+@pytest.mark.parametrize("name", [EULER, EULER_A, *FLOWS])
 def test_a_timestep_that_is_nowhere_is_an_error_in_words(name):
     s = ours(name)(**base(name))
     s.set_timesteps(STEPS)

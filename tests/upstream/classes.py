@@ -28,6 +28,7 @@ NAMES = (
     "LCMScheduler",
     "TCDScheduler",
     "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchLCMScheduler",
 )
 OURS = {getattr(diffusers, name): getattr(schedulers, name) for name in NAMES}
 tested: set[type] = set()
