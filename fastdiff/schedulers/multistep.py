@@ -120,15 +120,18 @@ class Multistep(FusedStep):
             move = trimmed(dpmpp(grid, i, k, **options).next)
             # "++" keeps x_0, which the op returns anyway
             row = Row(move, () if data else (NOISE,))
+            a, s = float(grid.alpha[i]), float(grid.sigma[i])
+            # with flow_prediction diffusers takes the entry of sigmas as it is, for DEIS here, too
+            left = float(sigmas[i]) if by_data and prediction == "flow_prediction" else s
             if thresholding:  # the noise follows from the thresholded x_0
-                row = noise_from_data(row, float(grid.alpha[i]), float(grid.sigma[i]))
+                row = noise_from_data(row, a, left)
             if prediction == "flow_prediction":  # diffusers takes the entry of sigmas as it is
                 numbers = Conversion(1.0, -float(sigmas[i]), 1.0, 1.0 - float(sigmas[i]))
             else:
                 numbers = conversion(prediction, grid, i, 1.0, None)
-            a, s = float(grid.alpha[i]), float(grid.sigma[i])
             if by_data:
-                numbers = numbers._replace(qx=(1 - a * numbers.kx) / s, qe=-a * numbers.ke / s)
+                qx, qe = (1 - a * numbers.kx) / left, -a * numbers.ke / left
+                numbers = numbers._replace(qx=qx, qe=qe)
             elif not data:  # x_0, for its threshold, comes from the noise
                 kx, ke = (1 - s * numbers.qx) / a, -s * numbers.qe / a
                 numbers = numbers._replace(kx=kx, ke=ke)
