@@ -173,6 +173,7 @@ PROMISE = {
     "EulerAncestralDiscreteScheduler": None,
     "EulerDiscreteScheduler": None,
     "FlowMatchEulerDiscreteScheduler": None,
+    "FlowMatchHeunDiscreteScheduler": None,
     "FlowMatchLCMScheduler": None,
     "LCMScheduler": None,
     "NoiseSchedule": None,  # made by its class methods

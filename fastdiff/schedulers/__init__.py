@@ -20,6 +20,7 @@ from fastdiff.schedulers.deis_multistep import DEISMultistepScheduler
 from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from fastdiff.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
+from fastdiff.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
 from fastdiff.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from fastdiff.schedulers.lcm import LCMScheduler
 from fastdiff.schedulers.tcd import TCDScheduler
@@ -37,6 +38,7 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     TCDScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
+    FlowMatchHeunDiscreteScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -129,6 +131,7 @@ __all__ = [
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
     "LCMScheduler",
     "SchedulerMixin",

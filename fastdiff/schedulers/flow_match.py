@@ -55,7 +55,7 @@ class FlowMatch(FusedStep):
         if num_inference_steps is None and sigmas is None and timesteps is None:
             raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
         if mu is not None:
-            _shift(mu, self.config.time_shift_type)
+            shiftable(mu, self.config.time_shift_type)
         given = {"sigmas": sigmas, "timesteps": timesteps}
         values = {n: None if v is None else vector(n, v) for n, v in given.items()}
         base: Any = super()
@@ -118,7 +118,7 @@ class FlowMatch(FusedStep):
         return prev
 
 
-def _shift(mu: Any, kind: str) -> None:
+def shiftable(mu: Any, kind: str) -> None:
     """Raise unless mu is a number that the shift can take."""
     try:
         fine = math.isfinite(mu) and (kind != "linear" or mu > 0)
@@ -129,4 +129,4 @@ def _shift(mu: Any, kind: str) -> None:
         raise ValueError(f"mu must be a finite number{above}; got {mu!r}")
 
 
-__all__ = ["FlowMatch"]
+__all__ = ["FlowMatch", "shiftable"]

@@ -25,7 +25,8 @@ LCM = "LCMScheduler"
 TCD = "TCDScheduler"
 FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
 FLOW_LCM = "FlowMatchLCMScheduler"
-NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD, FLOW_EULER, FLOW_LCM)
+FLOW_HEUN = "FlowMatchHeunDiscreteScheduler"
+NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD, FLOW_EULER, FLOW_LCM, FLOW_HEUN)
 
 
 def takes(name: str, argument: str) -> bool:
@@ -45,7 +46,7 @@ WITH_INDEX = tuple(name for name in NAMES if hasattr(stock(name), "step_index"))
 WITH_SIGMAS = tuple(name for name in NAMES if hasattr(stock(name)(), "sigmas"))
 WITH_GENERATOR = tuple(n for n in NAMES if "generator" in signature(stock(n).step).parameters)
 WITH_HISTORY = tuple(name for name in NAMES if hasattr(stock(name)(), "model_outputs"))
-ONE_RESULT = (DPM, UNIPC, DEIS, FLOW_EULER, FLOW_LCM)  # step returns the sample alone
+ONE_RESULT = (DPM, UNIPC, DEIS, FLOW_EULER, FLOW_LCM, FLOW_HEUN)  # step returns the sample alone
 UNKNOWN_IS_LAST = (DPM, UNIPC, DEIS)  # a timestep that is nowhere means the last one
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _fresh = itertools.count()

@@ -168,6 +168,14 @@ TABLE["FlowMatchLCMScheduler"] = {
     for key, values in TABLE["FlowMatchEulerDiscreteScheduler"].items()
     if key != "stochastic_sampling" and not key.startswith("step.")
 } | {"scale_factors": [None], "upscale_mode": ["bicubic", "nearest"]}
+TABLE["FlowMatchHeunDiscreteScheduler"] = {
+    "num_train_timesteps": [1000, 1000, 400],
+    "shift": [1.0, 3.0],
+    "step.s_churn": [0.0, 0.0, 1.0, 40.0],
+    "step.s_tmin": [0.0, 0.3],
+    "step.s_tmax": [float("inf"), 0.9],
+    "step.s_noise": [1.0, 1.007],
+}
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -231,7 +239,7 @@ def draw(name: str, steps: int, seed: int) -> Case:
         s = case.levels
         if hasattr(s, "sigmas") and len(s.sigmas) <= len(s.timesteps):
             continue  # diffusers makes more timesteps than noise levels and runs over the end
-        if len(set(s.timesteps.tolist())) == len(s.timesteps):
+        if s.order == 2 or len(set(s.timesteps.tolist())) == len(s.timesteps):
             return case
         # Without set_begin_index diffusers takes the second of two equal timesteps, a wrong level.
         return replace(case, begin=(begin, True))

@@ -67,7 +67,7 @@ def level(s: Any, i: int) -> tuple[float, float, float]:
     """(alpha, sigma, scale of the latents) where the network is called on step i."""
     if not hasattr(s, "alphas_cumprod"):  # flow matching; inverted: sigmas of 1 are clean
         sigma = float(s.sigmas[i])
-        return (sigma, 1 - sigma, 1.0) if s.config.invert_sigmas else (1 - sigma, sigma, 1.0)
+        return (sigma, 1 - sigma, 1.0) if s.config.get("invert_sigmas") else (1 - sigma, sigma, 1.0)
     if hasattr(s, "lambda_t") or hasattr(s, "is_scale_input_called"):
         ratio = float(s.sigmas[i])
         if s.config.get("use_flow_sigmas"):

@@ -10,6 +10,7 @@ from .classes import (
     EULER,
     EULER_A,
     FLOW_EULER,
+    FLOW_HEUN,
     FLOW_LCM,
     NAMES,
     SD,
@@ -33,6 +34,7 @@ NOISY = [
     (DDPM, {}, {}),
     (FLOW_EULER, {"stochastic_sampling": True}, {}),
     (FLOW_LCM, {}, {}),
+    (FLOW_HEUN, {}, {"s_churn": 2.0}),
 ]
 
 

@@ -61,6 +61,7 @@ KINDS = {
         "velocity": {},
         "noise": {"stochastic_sampling": True},
     },
+    "FlowMatchHeunDiscreteScheduler": {"velocity": {}, "churn": {"call": {"s_churn": 2.0}}},
     "FlowMatchLCMScheduler": {"velocity": {}},
     "DDIMScheduler": {
         "epsilon": {"clip_sample": False},

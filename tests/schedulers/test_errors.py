@@ -11,7 +11,8 @@ from .classes import (
     EULER,
     EULER_A,
     FLOW_EULER,
-    FLOWS,
+    FLOW_HEUN,
+    FLOW_LCM,
     NAMES,
     UNIPC,
     WITH_BETAS,
@@ -25,14 +26,14 @@ from .classes import (
 from .loops import SHAPE, answer, first_step, loop, same, seeded
 
 
-@pytest.mark.parametrize("name", [DPM, DDIM, UNIPC])
+@pytest.mark.parametrize("name", [DPM, DDIM, UNIPC, FLOW_HEUN])
 def test_step_before_set_timesteps(name):
     s = ours(name)(**base(name))
     with pytest.raises(ValueError, match="set_timesteps"):
         s.step(torch.zeros(SHAPE), 1, torch.zeros(SHAPE))
 
 
-@pytest.mark.parametrize("name", [EULER, EULER_A, *FLOWS])
+@pytest.mark.parametrize("name", [EULER, EULER_A, FLOW_EULER, FLOW_LCM])
 def test_euler_steps_on_the_training_levels_before_set_timesteps(name):
     mine, theirs = both(name, **base(name))
     x = torch.randn(SHAPE)
@@ -80,9 +81,12 @@ def test_a_step_after_the_last_one(name):
     s = ours(name)(**base(name))
     x = loop(s, steps=4)[-1]
     state = torch.get_rng_state()
-    with pytest.raises(IndexError, match=r"step_index must be below 4.*got 4\..*set_timesteps"):
+    n = len(s.timesteps)
+    with pytest.raises(
+        IndexError, match=rf"step_index must be below {n}.*got {n}\..*set_timesteps"
+    ):
         s.step(x, s.timesteps[-1], x)
-    assert s.step_index == 4
+    assert s.step_index == n
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(loop(s, steps=4)[-1], x)
 

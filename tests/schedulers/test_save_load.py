@@ -97,7 +97,7 @@ def test_a_fresh_interpreter_loads_ours_after_import_fastdiff_alone(saved):
             assert type(theirs.from_pretrained(top / "ours" / name / "scheduler")) is theirs
             s = pickle.loads((top / f"{name}.pickle").read_bytes())
             assert type(s) is getattr(fastdiff, name) and s.numerics == "exact"
-            assert len(s.timesteps) == 4
+            assert s.num_inference_steps == 4 <= len(s.timesteps)
         print("loaded")
         """,
         saved,
@@ -145,7 +145,7 @@ class TestAccelerate:
         assert type(theirs).__module__ == stock(name).__module__
         for a, b in zip(loop(theirs), expected, strict=True):
             same(a, b)
-        assert counted(theirs).fused == 8
+        assert counted(theirs).fused == len(expected)
 
     def test_twice_is_once(self, name):
         s = fastdiff.accelerate(stock(name)(**base(name)))
@@ -189,13 +189,13 @@ class TestAccelerate:
     def test_copies_stay_accelerated(self, name):
         s = fastdiff.accelerate(stock(name)(**base(name)))
         s.numerics = "exact"
-        loop(s)
+        calls = len(loop(s))
         for twin in (copy.deepcopy(s), copy.copy(s), pickle.loads(pickle.dumps(s))):
             assert type(twin) is type(s)
             assert twin.numerics == "exact"
             assert torch.equal(twin.timesteps, s.timesteps)
             twin.set_timesteps(3)
-            assert len(s.timesteps) == 8
+            assert len(s.timesteps) == calls
         again = type(s).from_config(s.config)
         assert isinstance(again, stock(name))
 

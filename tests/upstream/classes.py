@@ -28,6 +28,7 @@ NAMES = (
     "LCMScheduler",
     "TCDScheduler",
     "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
 )
 OURS = {getattr(diffusers, name): getattr(schedulers, name) for name in NAMES}
