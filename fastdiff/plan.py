@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 MOST = float(np.finfo(np.float32).max)
 NUMERICS = ("exact", "faithful")
-CHOICES = {"solver_type": ("midpoint", "heun"), "variance": ("small", "large")}
+CHOICES = (("midpoint", "heun"), ("bh1", "bh2"), ("small", "large"))  # of options that are words
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,9 +312,10 @@ def _options(solver: Solver, numerics: str, given: dict[str, Any]) -> dict[str, 
     made: dict[str, Any] = {}
     for name, value in given.items():
         default = solver.options[name]
-        if name in CHOICES:
-            fine = isinstance(value, str) and value in CHOICES[name]
-            require(fine, name, " or ".join(CHOICES[name]), value)
+        if isinstance(default, str):
+            words = next(words for words in CHOICES if default in words)
+            fine = isinstance(value, str) and value in words
+            require(fine, name, " or ".join(words), value)
             made[name] = str(value)
         elif isinstance(default, bool):
             require(isinstance(value, (bool, np.bool_)), name, "True or False", value)

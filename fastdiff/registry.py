@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastdiff.solvers.consistency import consistency
 from fastdiff.solvers.ddim import ddim
 from fastdiff.solvers.ddpm import ddpm
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.euler import euler, euler_ancestral
 from fastdiff.solvers.row import Row
+from fastdiff.solvers.unipc import unipc
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,34 @@ def _dpm(name: str, order: int, config: Mapping[str, Any], *aliases: str, **more
     )
 
 
+def _deis(order: int, *aliases: str) -> Solver:
+    """DEIS in log(rho): DPM-Solver with the integrals of its polynomial taken whole."""
+    return Solver(
+        f"deis_{order}",
+        dpmpp,
+        order=min(order, 2),
+        depths=(order - 1,) if order > 1 else (),
+        preset={"order": order, "predict": "noise", "solver_type": "heun"},
+        options={"lower_order_final": True},
+        scheduler=("DEISMultistepScheduler", {"solver_order": order}),
+        aliases=aliases,
+    )
+
+
+def _unipc(order: int, *aliases: str) -> Solver:
+    """UniPC-p, corrected: of order p + 1, but a cold start leaves h^3 of its first step."""
+    return Solver(
+        f"unipc_{order}",
+        unipc,
+        order=min(order + 1, 3),
+        depths=(order, 1),
+        preset={"order": order},
+        options={"solver_type": "bh2", "lower_order_final": True},
+        scheduler=("UniPCMultistepScheduler", {"solver_order": order}),
+        aliases=aliases,
+    )
+
+
 _ROWS = (
     Solver(
         "ddim", ddim, 1, options={"eta": 0.0}, scheduler=("DDIMScheduler", {}), aliases=("DDIM",)
@@ -123,6 +153,38 @@ _ROWS = (
     _dpm("dpmsolver_3m", 3, _NOISE, "DPM-Solver 3M"),
     _dpm("dpmsolver_sde_1", 1, {**_NOISE, "algorithm_type": "sde-dpmsolver"}),
     _dpm("dpmsolver_2m_sde", 2, {**_NOISE, "algorithm_type": "sde-dpmsolver"}),
+    _unipc(1),
+    _unipc(2, "unipc", "UniPC", "uni_pc_bh2"),
+    _unipc(3),
+    _deis(1),
+    _deis(2, "DEIS", "deis"),
+    _deis(3),
+    Solver(
+        "lcm",
+        consistency,
+        1,
+        noise=True,
+        options={"s_noise": 1.0},
+        scheduler=("LCMScheduler", {}),
+        aliases=("LCM",),
+    ),
+    # Euler in sigma along the velocity of a flow is DDIM's row there
+    Solver(
+        "flow_euler",
+        ddim,
+        1,
+        preset={"eta": 0.0},
+        scheduler=("FlowMatchEulerDiscreteScheduler", {}),
+        aliases=("FlowMatchEuler",),
+    ),
+    Solver(
+        "flow_lcm",
+        consistency,
+        1,
+        noise=True,
+        scheduler=("FlowMatchLCMScheduler", {}),
+        aliases=("FlowMatchLCM",),
+    ),
 )
 SOLVERS: Mapping[str, Solver] = {row.name: row for row in _ROWS}
 

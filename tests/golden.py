@@ -35,6 +35,23 @@ PLANS = {  # file -> arguments of fastdiff.plan
         "spacing": [1.0, 0.8, 0.5, 0.2],
         "prediction": "flow_prediction",
     },
+    "unipc-2": {"solver": "unipc_2", "steps": 6},
+    "unipc-3-bh1": {
+        "solver": "unipc_3",
+        "steps": 6,
+        "spacing": "trailing",
+        "prediction": "v_prediction",
+        "solver_type": "bh1",
+        "lower_order_final": False,
+        "final_sigma": "sigma_min",
+    },
+    "unipc-flow": {
+        "solver": "unipc_3",
+        "steps": 5,
+        "noise": NoiseSchedule.flow(3.0),
+        "spacing": [1.0, 0.9, 0.7, 0.4, 0.15],
+        "prediction": "flow_prediction",
+    },
     "zero-snr": {
         "solver": "dpmpp_2m",
         "steps": 4,

@@ -19,6 +19,7 @@ from fastdiff.solvers.ddpm import ddpm
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.euler import euler, euler_ancestral
 from fastdiff.solvers.row import Grid
+from fastdiff.solvers.unipc import unipc
 
 DIGITS = 80
 STEPS = (1e-6, 1e-4, 1e-2, 0.5, 1.0, 4.0, 20.0)
@@ -155,6 +156,73 @@ def test_the_integrals_of_this_file_are_right():
         for (j, node), (m, poly) in itertools.product(enumerate((0, -1, -3)), enumerate(basis)):
             value = sum(p * node**n for n, p in enumerate(poly))
             assert abs(value - (j == m)) < mpf(10) ** -40
+
+
+@functools.cache
+def unipc_cases():
+    """(grid, i) with three points before i: four-step grids, and thousand-step ones."""
+    made = []
+    for h, start, r0, r1 in itertools.product(STEPS, PLACES, RATIOS, RATIOS[::2]):
+        if h * max(r0, r1) <= 20:
+            made.append((vp_grid(np.cumsum([start, h * r1, h * r0, h, h * r1])), 3))
+    return (*made, *((grid, i) for grid, i in cases() if i > 2))
+
+
+def unipc_weights(grid, i, order, predict, solver_type, corrects):
+    """Step i from its place with `order` predictions there and before, and, if it corrects, one at
+    its end: weights of (x, predictions from i backwards, the one at the end).
+
+    Zhao et al. 2023: the integral of the polynomial through them, which is the solution of
+    R(h) a B(h) = phi(h), but for a_1 = 1/2 where one difference is left (appendix F).
+    """
+    a, s, lam = level(grid, i)
+    a1, s1, lam1 = level(grid, i + 1)
+    h = lam1 - lam
+    data = predict == "data"
+    x, factor, c = (s1 / s, a1, mpf(1)) if data else (a1 / a, -s1, mpf(-1))
+    nodes = [level(grid, i - age)[2] - lam for age in range(order)] + [h] * corrects
+    if len(nodes) == 2 and order == (1 if corrects else 2):
+        value = moments(c, h, 1)[0]
+        b = h if solver_type == "bh1" else value
+        half = b / 2 * h / nodes[1]
+        return x, [factor * (value - half), factor * half]
+    integral = moments(c, h, len(nodes))
+    return x, [
+        factor * sum(p * m for p, m in zip(poly, integral, strict=True)) for poly in lagrange(nodes)
+    ]
+
+
+@pytest.mark.parametrize("solver_type", ["bh1", "bh2"])
+@pytest.mark.parametrize("predict", ["data", "noise"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc(order, predict, solver_type):
+    options = {"predict": predict, "solver_type": solver_type, "lower_order_final": False}
+    with mpmath.workdps(DIGITS):
+        for grid, i in unipc_cases():
+            args = order, predict, solver_type
+            plain = unipc(grid, i, i, order=order, corrected=0, **options)
+            made = plain.next.d if predict == "data" else plain.next.n
+            x, weights = unipc_weights(grid, i, *args, False)
+            assert all(map(close, (plain.next.x, made, *plain.next.h), (x, *weights, 0, 0)))
+            assert (plain.keep[1].x, plain.keep[1].h) == (1, (0,) * (order + 1))
+
+            both = unipc(grid, i, i, order=order, **options)
+            begins = both.keep[1]  # x corrected: of the last start, now the oldest kept vector
+            last = begins.d if predict == "data" else begins.n
+            start, (*old, after) = unipc_weights(grid, i - 1, *args, True)
+            assert begins.x == both.next.x == 0
+            assert all(map(close, (last, *begins.h), (after, *old, start)))
+            # and the predictor from there: its weights on top of x times those
+            made = both.next.d if predict == "data" else both.next.n
+            want = [x * after + weights[0], *(x * w for w in old)]
+            for j, weight in enumerate(weights[1:], 1):
+                want[j] += weight
+            sizes = [abs(x * after) + abs(weights[0]), *(abs(x * w) for w in old)]
+            for j, weight in enumerate(weights[1:], 1):
+                sizes[j] += abs(weight)
+            for got, w, size in zip((made, *both.next.h), want, sizes, strict=False):
+                assert abs(got - w) < 1e-11 * size
+            assert close(both.next.h[-1], x * start)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])

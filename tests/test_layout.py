@@ -168,11 +168,18 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 PROMISE = {
     "DDIMScheduler": None,  # constructors are diffusers'
     "DDPMScheduler": None,
+    "DEISMultistepScheduler": None,
     "DPMSolverMultistepScheduler": None,
     "EulerAncestralDiscreteScheduler": None,
     "EulerDiscreteScheduler": None,
+    "FlowMatchEulerDiscreteScheduler": None,
+    "FlowMatchHeunDiscreteScheduler": None,
+    "FlowMatchLCMScheduler": None,
+    "LCMScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load
+    "TCDScheduler": None,
+    "UniPCMultistepScheduler": None,
     "accelerate": "obj, *, strict=False",
     "plan": "solver, *, steps, noise='scaled_linear', spacing='karras', prediction='epsilon', "
     "guidance=None, begin=0, numerics='exact', final_sigma='zero', **solver_options",

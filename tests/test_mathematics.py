@@ -42,8 +42,8 @@ def shown():
     lines.append("|---|---|---|---|---|---|")
     for q in QUIRKS:
         classes = ", ".join(f"`{c.removesuffix('Scheduler')}`" for c in q.classes)
-        if len(q.classes) == 5:
-            classes = "all five"
+        if not q.classes:
+            classes = "all"
         parameter = f"`{q.parameter}`" if q.parameter else "cannot be set"
         issue = f"[{q.issue}](https://github.com/huggingface/diffusers/issues/{q.issue[1:]})"
         lines.append(
@@ -211,6 +211,40 @@ def test_stock_makes_nan_of_equal_levels():
     assert not torch.isfinite(walk(stock("DPMSolverMultistepScheduler", **config), 15)).all()
 
 
+UNIPC = "UniPCMultistepScheduler"
+KARRAS_TWICE = {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}
+
+
+@pytest.mark.parametrize(
+    ("config", "fine"),
+    [
+        ({}, True),
+        ({"solver_type": "bh1"}, False),
+        ({"lower_order_final": False}, False),
+        ({"predict_x0": False}, False),
+        ({"solver_type": "bh1", "final_sigmas_type": "sigma_min"}, True),
+        ({"lower_order_final": False, "final_sigmas_type": "sigma_min"}, True),
+        ({"predict_x0": False, "final_sigmas_type": "sigma_min"}, True),
+        (KARRAS_TWICE, True),
+        (KARRAS_TWICE | {"solver_order": 3}, True),
+        (KARRAS_TWICE | {"solver_order": 3, "lower_order_final": False}, False),
+    ],
+    ids=str,
+)
+def test_stock_unipc_makes_nan_of_level_0_and_of_equal_levels(config, fine):
+    assert torch.isfinite(walk(stock(UNIPC, **config), 6)).all() == fine
+    ours = getattr(fastdiff.schedulers, UNIPC)(**SD, **config)
+    assert torch.isfinite(walk(ours, 6)).all()
+
+
+def test_stock_unipc_of_third_order_solves_a_singular_system():
+    config = {"solver_order": 3, "lower_order_final": False}
+    with pytest.raises(torch.linalg.LinAlgError):
+        walk(stock(UNIPC, **config), 6)
+    ours = getattr(fastdiff.schedulers, UNIPC)(**SD, **config)
+    assert torch.isfinite(walk(ours, 6)).all()
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_stock_has_no_third_order_of_sde_dpmsolver():
     config = {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"}
@@ -218,10 +252,11 @@ def test_stock_has_no_third_order_of_sde_dpmsolver():
         walk(stock("DPMSolverMultistepScheduler", solver_order=3, **config), 20)
 
 
-def test_stock_loses_count_of_duplicate_timesteps():
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", UNIPC])
+def test_stock_loses_count_of_duplicate_timesteps(name):
     config = {"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}
-    scheduler = stock("DPMSolverMultistepScheduler", **config)
-    with pytest.raises(IndexError):
+    scheduler = stock(name, **config)
+    with pytest.raises(AssertionError if name == UNIPC else IndexError):
         walk(scheduler, 20)
     assert len(set(scheduler.timesteps.tolist())) == 12
 

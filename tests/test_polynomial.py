@@ -13,6 +13,7 @@ from mpmath import mpf
 
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.row import Grid
+from fastdiff.solvers.unipc import unipc
 
 LAM = np.array([-2.0, -1.6, -1.35, -1.0])
 OPEN = {"lower_order_final": False}
@@ -20,8 +21,8 @@ START = 0.3
 EXACT = 1e-13  # float64: a handful of ulps; the orders below are told apart by ten powers of ten
 
 
-def grid():
-    ratio = np.exp(-LAM)
+def grid(lam=LAM):
+    ratio = np.exp(-lam)
     alpha = 1 / np.sqrt(1 + ratio**2)
     return Grid(alpha, ratio * alpha)
 
@@ -129,3 +130,31 @@ def test_third_order_sde_as_shipped_against_its_printed_formula():
 def test_the_ode_is_not_touched_by_the_sde_offset():
     rows = [dpmpp(grid(), 2, 2, order=3, sde3_offset=o, **OPEN).next for o in (0.0, -1.0)]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("solver_type", ["bh1", "bh2"])
+@pytest.mark.parametrize("predict", ["data", "noise"])
+@pytest.mark.parametrize(("order", "predictor", "corrector"), [(1, 0, 0), (2, 0, 2), (3, 2, 3)])
+def test_unipc_is_exact_up_to_these_degrees(order, predictor, corrector, predict, solver_type):
+    """The corrector has a prediction more; where one difference is left, half of B(h) stands for
+    its integral, and only constants are exact."""
+    lam = np.append(LAM, -0.8)  # the corrector of the third step belongs to the fourth row
+    options = {"order": order, "predict": predict, "solver_type": solver_type}
+    options["lower_order_final"] = False
+
+    def error(k, corrects):
+        if corrects:
+            row, i, first = unipc(grid(lam), 3, 3, **options).keep[1], 3, 2
+            start = row.h[-1]
+        else:
+            row, i, first = unipc(grid(lam), 2, 2, corrected=0, **options).next, 2, 1
+            start = row.x
+        now = row.d if predict == "data" else row.n
+        past = (w * lam[first - j] ** k for j, w in enumerate(row.h[:-1]) if w)
+        made = float(start * START + now * lam[i] ** k + sum(past))
+        return abs(made / exact(START, k, predict) - 1)
+
+    for corrects, degree in ((False, predictor), (True, corrector)):
+        errors = [error(k, corrects) for k in range(degree + 2)]
+        assert max(errors[:-1]) < EXACT
+        assert errors[-1] > 1e-5

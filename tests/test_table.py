@@ -137,7 +137,8 @@ def test_no_wrong_slot_passes(solver):
             wrong[j, columns] = rows[j, columns[::-1]]
             with pytest.raises(ValueError, match="of the table"):
                 checked(wrong, *rest)
-    assert rows.shape[1] == HEAD + 2 * wide + 2
+    keeps = len(depths)
+    assert rows.shape[1] == HEAD + (1 + keeps) * wide + 1 + keeps
 
 
 @pytest.mark.parametrize("slot", [0.5, 7.0, -2.0])

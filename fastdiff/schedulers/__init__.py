@@ -16,8 +16,15 @@ from diffusers import SchedulerMixin
 from fastdiff.registry import SOLVERS, find
 from fastdiff.schedulers.ddim import DDIMScheduler
 from fastdiff.schedulers.ddpm import DDPMScheduler
+from fastdiff.schedulers.deis_multistep import DEISMultistepScheduler
 from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from fastdiff.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
+from fastdiff.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
+from fastdiff.schedulers.flow_match_lcm import FlowMatchLCMScheduler
+from fastdiff.schedulers.lcm import LCMScheduler
+from fastdiff.schedulers.tcd import TCDScheduler
+from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
 
 CLASSES: tuple[type[SchedulerMixin], ...] = (
     DPMSolverMultistepScheduler,
@@ -25,6 +32,13 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     EulerDiscreteScheduler,
     EulerAncestralDiscreteScheduler,
     DDPMScheduler,
+    UniPCMultistepScheduler,
+    DEISMultistepScheduler,
+    LCMScheduler,
+    TCDScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    FlowMatchHeunDiscreteScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -64,7 +78,8 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
             f"{', '.join(sorted(unknown))}: no option of {class_name}; it takes "
             f"{', '.join(sorted(known))}"
         )
-    values = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    values = {k: v for k, v in betas.items() if k in known}  # a flow has none
     values |= {k: v for k, v in config.items() if k in known} | dict(preset)
     if spacing is not None:
         flags = _SPACING_CONFIG.get(spacing) if isinstance(spacing, str) else None
@@ -103,8 +118,7 @@ def _options(cls: type[SchedulerMixin]) -> set[str]:
 
 def _foreign() -> set[str]:
     """Config keys of other classes: a pipeline's config carries them along."""
-    pndm, unipc = {"skip_prk_steps"}, {"solver_p", "predict_x0", "disable_corrector"}
-    return {key for c in CLASSES for key in _options(c)} | pndm | unipc | {"shift_terminal"}
+    return {key for c in CLASSES for key in _options(c)} | {"skip_prk_steps"}
 
 
 __all__ = [
@@ -112,9 +126,16 @@ __all__ = [
     "SOLVERS",
     "DDIMScheduler",
     "DDPMScheduler",
+    "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "LCMScheduler",
     "SchedulerMixin",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
     "sampler",
 ]

@@ -335,10 +335,15 @@ def draw(
 def within(i: int, sigmas: NDArray[np.float64]) -> None:
     """Raise unless step i, from sigmas[i] to sigmas[i + 1], is one of the run."""
     if i >= len(sigmas) - 1:
-        raise IndexError(
-            f"step_index must be below {len(sigmas) - 1}, the steps of this run; got {i}. "
-            "The run is over: call set_timesteps before another one"
-        )
+        raise over(i, len(sigmas) - 1)
+
+
+def over(i: int, steps: int) -> IndexError:
+    """The error of a step that a run does not have."""
+    return IndexError(
+        f"step_index must be below {steps}, the steps of this run; got {i}. "
+        "The run is over: call set_timesteps before another one"
+    )
 
 
 def promote(sample: Tensor, model_output: Tensor) -> torch.dtype:
@@ -361,4 +366,4 @@ def tensor(name: str, value: object) -> None:
         )
 
 
-__all__ = ["Entry", "FusedStep", "Place", "Rows", "State", "draw", "promote", "within"]
+__all__ = ["Entry", "FusedStep", "Place", "Rows", "State", "draw", "over", "promote", "within"]

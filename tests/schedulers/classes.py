@@ -1,37 +1,74 @@
-"""The five drop-in classes, the classes of diffusers that they replace, and what a report counted.
+"""The drop-in classes, the classes of diffusers that they replace, and what a report counted.
 
 `FASTDIFF_TEST_SCHEDULERS=diffusers` puts diffusers' own classes in the place of ours.  What is
 mathematics and contract must then still pass, which tests the tests; what counts fused steps fails.
 """
 
 import importlib
+import itertools
 import os
+from inspect import signature
 from typing import Any, NamedTuple
 
 import diffusers
 
 import fastdiff
 
-NAMES = (
-    "DPMSolverMultistepScheduler",
-    "DDIMScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "DDPMScheduler",
-)
-WITH_INDEX = NAMES[0:1] + NAMES[2:4]  # these keep a step index; DDIM and DDPM have no state
+DPM = "DPMSolverMultistepScheduler"
+DDIM = "DDIMScheduler"
+EULER = "EulerDiscreteScheduler"
+EULER_A = "EulerAncestralDiscreteScheduler"
+DDPM = "DDPMScheduler"
+UNIPC = "UniPCMultistepScheduler"
+DEIS = "DEISMultistepScheduler"
+LCM = "LCMScheduler"
+TCD = "TCDScheduler"
+FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
+FLOW_LCM = "FlowMatchLCMScheduler"
+FLOW_HEUN = "FlowMatchHeunDiscreteScheduler"
+NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD, FLOW_EULER, FLOW_LCM, FLOW_HEUN)
+
+
+def takes(name: str, argument: str) -> bool:
+    """Whether the constructor of diffusers' class has this option."""
+    return argument in signature(stock(name)).parameters
+
+
+def stock(name: str) -> Any:
+    """diffusers' class of that name."""
+    return getattr(diffusers, name)
+
+
+# what tests ask of a class; never its place in NAMES
+WITH_BETAS = tuple(name for name in NAMES if takes(name, "beta_start"))  # not flow matching
+FLOWS = tuple(name for name in NAMES if name not in WITH_BETAS)
+WITH_INDEX = tuple(name for name in NAMES if hasattr(stock(name), "step_index"))  # not DDIM, DDPM
+WITH_SIGMAS = tuple(name for name in NAMES if hasattr(stock(name)(), "sigmas"))
+WITH_GENERATOR = tuple(n for n in NAMES if "generator" in signature(stock(n).step).parameters)
+WITH_HISTORY = tuple(name for name in NAMES if hasattr(stock(name)(), "model_outputs"))
+ONE_RESULT = (DPM, UNIPC, DEIS, FLOW_EULER, FLOW_LCM, FLOW_HEUN)  # step returns the sample alone
+UNKNOWN_IS_LAST = (DPM, UNIPC, DEIS)  # a timestep that is nowhere means the last one
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+_fresh = itertools.count()
+
+
+def base(name: str) -> dict[str, Any]:
+    """Stable Diffusion's betas, for a class that has betas."""
+    return SD if name in WITH_BETAS else {}
+
+
+def unused(name: str) -> dict[str, Any]:
+    """Like base, of a schedule that nobody has made yet: no row of it is anywhere."""
+    j = next(_fresh)
+    return SD | {"beta_end": 0.0119 + 1e-7 * j} if name in WITH_BETAS else {"shift": 2 + 1e-4 * j}
+
+
 HOME = os.environ.get("FASTDIFF_TEST_SCHEDULERS", "fastdiff.schedulers")
 
 
 def ours(name: str) -> Any:
     """The class under test."""
     return getattr(importlib.import_module(HOME), name)
-
-
-def stock(name: str) -> Any:
-    """diffusers' class of that name."""
-    return getattr(diffusers, name)
 
 
 def both(name: str, **config: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""The recursions of the five schedulers in float64, written from the papers' integrals.
+"""The recursions of five schedulers in float64, written from the papers' integrals.
 
 Each function yields (next sample, prediction of x_0) for every step, for the same noise levels,
 model and random numbers as a scheduler's own run.  Nothing here is shared with fastdiff: weights of

@@ -1,4 +1,4 @@
-"""Every option of the five classes with the values that tests draw from, and seeded draws of them.
+"""Every option of the classes with the values that tests draw from, and seeded draws of them.
 
 `TABLE[name]` must name each parameter of the installed class's constructor and each numeric
 argument of its `step` (test_agreement checks it), so a new option of diffusers cannot pass unseen.
@@ -91,6 +91,91 @@ TABLE: dict[str, dict[str, list[Any]]] = {
         "prediction_type": ["epsilon", "sample", "v_prediction"],
     },
 }
+TABLE["UniPCMultistepScheduler"] = {
+    key: TABLE["DPMSolverMultistepScheduler"][key]
+    for key in (
+        *_SCHEDULE,
+        *_LIMITS,
+        "solver_order",
+        "prediction_type",
+        "lower_order_final",
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "use_flow_sigmas",
+        "flow_shift",
+        "final_sigmas_type",
+        "use_dynamic_shifting",
+        "time_shift_type",
+    )
+} | {
+    "solver_type": ["bh1", "bh2"],
+    "predict_x0": [True, True, False],
+    "disable_corrector": [[], [], [0], [1, 3]],
+    "solver_p": [None],
+    "sigma_min": [None],
+    "sigma_max": [None],
+    "shift_terminal": [None, 0.1],
+}
+TABLE["DEISMultistepScheduler"] = {
+    key: values
+    for key, values in TABLE["DPMSolverMultistepScheduler"].items()
+    if key
+    not in (
+        "rescale_betas_zero_snr",
+        "euler_at_final",
+        "use_lu_lambdas",
+        "final_sigmas_type",
+        "lambda_min_clipped",
+        "variance_type",
+    )
+} | {"algorithm_type": ["deis"], "solver_type": ["logrho"]}
+TABLE["LCMScheduler"] = (
+    {key: values for key, values in _SCHEDULE.items() if key != "num_train_timesteps"}
+    | _LIMITS
+    | _CLIP
+    | {
+        "num_train_timesteps": [1000],
+        "original_inference_steps": [50, 100],
+        "set_alpha_to_one": [True, False],
+        "prediction_type": ["epsilon", "sample", "v_prediction"],
+        "timestep_scaling": [10.0, 1.5],
+    }
+)
+TABLE["TCDScheduler"] = TABLE["LCMScheduler"] | {"step.eta": [0.3, 0.0, 1.0]}
+TABLE["FlowMatchEulerDiscreteScheduler"] = {
+    "num_train_timesteps": [1000, 1000, 400],
+    "shift": [1.0, 3.0],
+    "use_dynamic_shifting": [False, True],
+    "time_shift_type": ["exponential", "linear"],
+    "base_shift": [0.5, 0.7],  # this one and the next three are for pipelines
+    "max_shift": [1.15, 1.3],
+    "base_image_seq_len": [256, 64],
+    "max_image_seq_len": [4096, 1024],
+    "invert_sigmas": [False, False, True],
+    "shift_terminal": [None, 0.1],
+    "use_karras_sigmas": [False, False, True],
+    "use_exponential_sigmas": [False, False, True],
+    "use_beta_sigmas": [False, False, True],
+    "stochastic_sampling": [False, True],
+    "step.s_churn": [0.0, 5.0],  # and these have no effect
+    "step.s_tmin": [0.0, 0.3],
+    "step.s_tmax": [float("inf"), 9.0],
+    "step.s_noise": [1.0, 1.007],
+}
+TABLE["FlowMatchLCMScheduler"] = {
+    key: values
+    for key, values in TABLE["FlowMatchEulerDiscreteScheduler"].items()
+    if key != "stochastic_sampling" and not key.startswith("step.")
+} | {"scale_factors": [None], "upscale_mode": ["bicubic", "nearest"]}
+TABLE["FlowMatchHeunDiscreteScheduler"] = {
+    "num_train_timesteps": [1000, 1000, 400],
+    "shift": [1.0, 3.0],
+    "step.s_churn": [0.0, 0.0, 1.0, 40.0],
+    "step.s_tmin": [0.0, 0.3],
+    "step.s_tmax": [float("inf"), 0.9],
+    "step.s_noise": [1.0, 1.007],
+}
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -104,9 +189,10 @@ def accepted(name: str, c: dict[str, Any], steps: int) -> bool:
     """Does diffusers 0.42 run this configuration at all?"""
     if sum(bool(c.get(flag)) for flag in SPACINGS) > 1:
         return False
-    if c["trained_betas"] is not None and c["num_train_timesteps"] != len(_BETAS):
+    betas = c.get("trained_betas") is not None
+    if betas and c["num_train_timesteps"] != len(_BETAS):
         return False
-    if c["rescale_betas_zero_snr"] and c["trained_betas"] is not None:
+    if c.get("rescale_betas_zero_snr") and betas:
         return False
     if c["num_train_timesteps"] < 8 * steps:  # no level twice
         return False
@@ -118,6 +204,19 @@ def accepted(name: str, c: dict[str, Any], steps: int) -> bool:
                 return False  # UnboundLocalError in diffusers
         if c["use_flow_sigmas"] and c["rescale_betas_zero_snr"]:
             return False  # one meaning for "the last level" is enough
+    if name == "UniPCMultistepScheduler":
+        if c["final_sigmas_type"] == "zero" and (
+            c["solver_type"] == "bh1" or not c["lower_order_final"] or not c["predict_x0"]
+        ):
+            return False  # NaN in diffusers
+        if c["prediction_type"] == "flow_prediction" and not c["predict_x0"]:
+            return False
+        if c["use_flow_sigmas"] and c["rescale_betas_zero_snr"]:
+            return False
+        if c["use_flow_sigmas"] and c["thresholding"] and c["prediction_type"] == "epsilon":
+            return False  # alpha = 1e-6: (x - s e) / a is rounding, and its quantile, too
+        if c["shift_terminal"] is not None and not c["use_flow_sigmas"]:
+            return False
     if name == "EulerDiscreteScheduler" and not any(c[f] for f in SPACINGS[:3]):
         return c["sigma_min"] is None and c["sigma_max"] is None  # they have no effect
     return True
@@ -140,7 +239,7 @@ def draw(name: str, steps: int, seed: int) -> Case:
         s = case.levels
         if hasattr(s, "sigmas") and len(s.sigmas) <= len(s.timesteps):
             continue  # diffusers makes more timesteps than noise levels and runs over the end
-        if len(set(s.timesteps.tolist())) == len(s.timesteps):
+        if s.order == 2 or len(set(s.timesteps.tolist())) == len(s.timesteps):
             return case
         # Without set_begin_index diffusers takes the second of two equal timesteps, a wrong level.
         return replace(case, begin=(begin, True))

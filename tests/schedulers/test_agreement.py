@@ -1,4 +1,4 @@
-"""Whole runs of the five classes against the installed diffusers, over random draws of all options.
+"""Whole runs of the classes against the installed diffusers, over random draws of all options.
 
 Let r be the run in float64 (double_precision.py), s diffusers' and o ours.  Tensor by tensor, for
 the samples and for the predictions of x_0 apart:
@@ -15,7 +15,9 @@ ratio is that of three draws.  So is that of single steps, of samples too, for w
     max |o - s| <= 1e-5 max |s|     or     rms(o - s) <= 4 * the worst rms(s - r) so far
 
 is asked besides: on the first step "so far" is one draw, which came out at 2.1 and 2.2 in two runs
-of 1,000 on one kind of CPU and below 2 in all on another.
+of 1,000 on one kind of CPU and below 2 in all on another.  A schedule that begins with nearly no
+signal (alpha < 1/16) loses nearly all of what it loses on its first step, so that a whole run is
+one draw, too: c = 4.
 Where diffusers is not finite (two equal noise levels), r takes the place of s, a step between
 equal levels being the identity.  Where r is not finite either (epsilon where there is no signal,
 the root of a logarithm), ours may say so, and need not agree.
@@ -27,9 +29,9 @@ from statistics import median
 
 import pytest
 
-from .classes import NAMES, stock
+from .classes import NAMES, ONE_RESULT, stock
 from .options import TABLE, accepted, draw
-from .runs import Case, finite, gaps, mine, reference, theirs
+from .runs import Case, finite, gaps, level, mine, reference, theirs
 
 REL = 1e-5
 COUNT = {8: 150, 20: 80, 50: 30}  # draws per class; DPM-Solver has twice the options and the draws
@@ -49,7 +51,7 @@ def complaint(case: Case) -> str:
         return "drew other random numbers than diffusers"
     if not finite(r):
         return ""
-    kinds = 1 if case.name == NAMES[0] else 2  # samples (and x_0)
+    kinds = 1 if case.name in ONE_RESULT else 2  # samples (and x_0)
     for kind in range(kinds):
         ours, them, exact = o[kind::kinds], s[kind::kinds], r[kind::kinds]
         what = ("sample", "x_0")[kind]
@@ -63,10 +65,16 @@ def complaint(case: Case) -> str:
                     f"{what} of step {i}: {largest:.1e} from diffusers (rms {typical:.1e}), "
                     f"which is {lost:.1e} from float64"
                 )
-        worst, allowed = max(gaps(ours, them)), max(REL, (2, 4)[kind] * max(gaps(them, exact)))
+        factor = 4 if kind == 1 or silent(case) else 2
+        worst, allowed = max(gaps(ours, them)), max(REL, factor * max(gaps(them, exact)))
         if worst > allowed:
             return f"{what}: {worst:.1e} from diffusers, {allowed:.1e} allowed over the run"
     return ""
+
+
+def silent(case: Case) -> bool:
+    """Whether the first level of a run has nearly no signal."""
+    return level(case.levels, case.begin[0])[0] < 1 / 16
 
 
 @pytest.mark.parametrize("steps", COUNT)
@@ -86,7 +94,7 @@ def changed(case: Case) -> dict:
     """What of a case is not diffusers' default."""
     default = {k: p.default for k, p in inspect.signature(stock(case.name)).parameters.items()}
     config = {k: v for k, v in case.config.items() if k != "trained_betas" and v != default[k]}
-    if case.config["trained_betas"] is not None:
+    if case.config.get("trained_betas") is not None:
         config["trained_betas"] = "..."
     return config | case.call | case.grid | {"begin": case.begin, "rng": case.rng}
 
@@ -120,7 +128,7 @@ def test_every_value_of_every_option_is_drawn(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_float64_recursion_is_that_of_diffusers(name):
     """Typically within a few units of float32: it has no deviation of its own."""
-    distances, defined, kinds = [], 0, 1 if name == NAMES[0] else 2
+    distances, defined, kinds = [], 0, 1 if name in ONE_RESULT else 2
     for seed in range(30):
         case = draw(name, 20, seed)
         s, r = theirs(case)[0], reference(case)

@@ -4,22 +4,38 @@ import numpy as np
 import pytest
 import torch
 
-from .classes import NAMES, SD, WITH_INDEX, both, ours
-from .loops import SHAPE, answer, first_step, loop, same
+from .classes import (
+    DDIM,
+    DDPM,
+    DPM,
+    EULER,
+    EULER_A,
+    FLOW_EULER,
+    FLOW_HEUN,
+    FLOW_LCM,
+    NAMES,
+    UNIPC,
+    WITH_BETAS,
+    WITH_HISTORY,
+    WITH_INDEX,
+    base,
+    both,
+    ours,
+    takes,
+)
+from .loops import SHAPE, answer, first_step, loop, same, seeded
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES
 
-
-@pytest.mark.parametrize("name", [DPM, DDIM])
+@pytest.mark.parametrize("name", [DPM, DDIM, UNIPC, FLOW_HEUN])
 def test_step_before_set_timesteps(name):
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
     with pytest.raises(ValueError, match="set_timesteps"):
         s.step(torch.zeros(SHAPE), 1, torch.zeros(SHAPE))
 
 
-@pytest.mark.parametrize("name", [EULER, EULER_A])
+@pytest.mark.parametrize("name", [EULER, EULER_A, FLOW_EULER, FLOW_LCM])
 def test_euler_steps_on_the_training_levels_before_set_timesteps(name):
-    mine, theirs = both(name, **SD)
+    mine, theirs = both(name, **base(name))
     x = torch.randn(SHAPE)
     a, b = (
         s.step(answer(x, 0), s.timesteps[4], x, generator=torch.Generator())[0]
@@ -36,8 +52,9 @@ def test_a_model_output_of_another_shape_is_named(name, shape):
         s.step(torch.zeros(shape), t, x)
 
 
-def test_a_history_of_another_shape_is_named():
-    s = ours(DPM)(**SD)
+@pytest.mark.parametrize("name", WITH_HISTORY)
+def test_a_history_of_another_shape_is_named(name):
+    s = ours(name)(**base(name))
 
     def edit(i, s, x):
         if i == 4:
@@ -53,23 +70,23 @@ def test_after_an_error_the_step_can_be_repeated(name):
     with pytest.raises(ValueError, match="model_output"):
         s.step(e[:, :, :3], t, x)
     clean, _, _, _ = first_step(name)
-    more = {"generator": torch.Generator().manual_seed(0)}
-    assert torch.equal(
-        s.step(e, t, x, **more)[0],
-        clean.step(e, t, x, generator=more["generator"].manual_seed(0))[0],
-    )
+    again, expected = (one.step(e, t, x, **seeded(one))[0] for one in (s, clean))
+    assert torch.equal(again, expected)
     if name in WITH_INDEX:
         assert s.step_index == 1
 
 
 @pytest.mark.parametrize("name", WITH_INDEX)
 def test_a_step_after_the_last_one(name):
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
     x = loop(s, steps=4)[-1]
     state = torch.get_rng_state()
-    with pytest.raises(IndexError, match=r"step_index must be below 4.*got 4\..*set_timesteps"):
+    n = len(s.timesteps)
+    with pytest.raises(
+        IndexError, match=rf"step_index must be below {n}.*got {n}\..*set_timesteps"
+    ):
         s.step(x, s.timesteps[-1], x)
-    assert s.step_index == 4
+    assert s.step_index == n
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(loop(s, steps=4)[-1], x)
 
@@ -85,22 +102,35 @@ def test_a_step_after_the_last_one(name):
         (DDPM, {"timesteps": [1000, 7]}, "timesteps"),
         (DPM, {"timesteps": [9, 3], "sigmas": [1.0, 0.0]}, "sigmas"),
         (DPM, {"sigmas": [1.0, 2.0, 0.0]}, "sigmas"),
+        (UNIPC, {}, "num_inference_steps"),
+        (UNIPC, {"timesteps": [9, 3], "sigmas": [1.0, 0.0]}, "sigmas"),
+        (UNIPC, {"sigmas": [1.0, 2.0, 0.0]}, "sigmas"),
+        (UNIPC, {"timesteps": [3, 7]}, "timesteps"),
+        (UNIPC, {"timesteps": [1000, 7]}, "timesteps"),
+        (UNIPC, {"num_inference_steps": 3, "sigmas": [1.0, 0.5, 0.2, 0.1, 0.0]}, "sigmas"),
         (EULER_A, {"sigmas": [3.0, float("nan")]}, "sigmas"),
         (DDIM, {"timesteps": [[9, 3]]}, "timesteps"),
         (DDIM, {"timesteps": ["a"]}, "timesteps"),
-        *((name, {"num_inference_steps": 4, "mu": 0.5}, "mu") for name in NAMES),
+        *((name, {"num_inference_steps": 4, "mu": 0.5}, "mu") for name in WITH_BETAS),
+        (FLOW_EULER, {}, "num_inference_steps"),
+        (FLOW_EULER, {"num_inference_steps": 3, "sigmas": [1.0, 0.5]}, "num_inference_steps"),
+        (FLOW_EULER, {"sigmas": [1.0, 0.5], "timesteps": [900.0]}, "sigmas"),
+        (FLOW_EULER, {"sigmas": [1.0, float("nan")]}, "sigmas"),
+        (FLOW_EULER, {"timesteps": [[900.0]]}, "timesteps"),
+        (FLOW_EULER, {"num_inference_steps": 3, "mu": "x"}, "mu must be a finite number; got 'x'"),
+        (FLOW_EULER, {"num_inference_steps": 3, "mu": float("inf")}, "mu"),
     ],
     ids=str,
 )
 def test_set_timesteps_names_what_is_wrong(name, given, named):
     with pytest.raises(ValueError, match=named):
-        ours(name)(**SD).set_timesteps(**given)
+        ours(name)(**base(name)).set_timesteps(**given)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, "x", True])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_number_of_steps_that_is_none_is_named(name, wrong):
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
     before = s.timesteps.clone()
     with pytest.raises(ValueError, match=r"num_inference_steps must be a whole number of at least"):
         s.set_timesteps(wrong)
@@ -109,7 +139,7 @@ def test_a_number_of_steps_that_is_none_is_named(name, wrong):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_number_of_steps_beside_others_is_refused(name):
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
     with pytest.raises(ValueError, match=r"num_inference_steps|[Oo]nly one of|not both"):
         s.set_timesteps(5, timesteps=[500, 4])
 
@@ -118,7 +148,8 @@ def test_a_number_of_steps_beside_others_is_refused(name):
 @pytest.mark.parametrize("wrong", [None, np.zeros(SHAPE, np.float32), [1.0]], ids=type)
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_no_tensor_is_named(name, wrong, prediction):
-    s, t, e, x = first_step(name, prediction_type=prediction)
+    config = {"prediction_type": prediction} if takes(name, "prediction_type") else {}
+    s, t, e, x = first_step(name, **config)
     with pytest.raises(TypeError, match=r"model_output must be a tensor .*; got (None|nd|list)"):
         s.step(wrong, t, x)
     with pytest.raises(TypeError, match=r"sample must be a tensor .*; got (None|nd|list)"):

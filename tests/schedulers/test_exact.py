@@ -4,15 +4,33 @@ Every deviation that "faithful" reproduces is listed in fastdiff/schedulers/quir
 has a test here that shows its size, and that "exact" is the float64 recursion without it.
 """
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from .classes import HOME, NAMES, SD, ours, stock
+from .classes import (
+    DDIM,
+    DDPM,
+    DEIS,
+    DPM,
+    EULER,
+    EULER_A,
+    FLOW_EULER,
+    FLOW_HEUN,
+    FLOW_LCM,
+    HOME,
+    ONE_RESULT,
+    SD,
+    UNIPC,
+    base,
+    ours,
+    stock,
+)
 from .runs import Case, finite, gaps, mine, prepare, reference, run, theirs
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES
 REL = 1e-5
 ORDER3 = SD | {"solver_order": 3, "use_karras_sigmas": True}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -26,7 +44,7 @@ def exact_run(case):
 
 
 def samples(case, tensors):
-    return tensors if case.name == DPM else tensors[::2]
+    return tensors if case.name in ONE_RESULT else tensors[::2]
 
 
 DEVIATIONS = {  # quirk -> (a run that has it, how the recursion differs without it, its least size)
@@ -75,6 +93,12 @@ def test_every_deviation_on_the_list_has_a_test():
         Case(DDIM, SD, 10, {"eta": 0.5}),
         Case(EULER, SD, 20, {"s_churn": 20.0}),
         Case(EULER_A, SD, 20),
+        Case(UNIPC, SD | {"solver_order": 3, "use_karras_sigmas": True}, 20),
+        Case(DEIS, SD | {"solver_order": 3}, 20),
+        Case(FLOW_EULER, {"shift": 3.0}, 20),
+        Case(FLOW_LCM, {"shift": 3.0}, 8),
+        Case(FLOW_HEUN, {"shift": 3.0}, 8),
+        Case(FLOW_EULER, {"stochastic_sampling": True}, 20),
     ],
     ids=lambda case: f"{case.name}-{len(case.config)}",
 )
@@ -99,8 +123,9 @@ def test_beta_of_ddpm_is_rounded():
     assert max(gaps(faithful, exact)) >= 1e-5
 
 
-def test_model_times_keep_their_fractions():
-    s = ours(DPM)(**FLOW, flow_shift=3.0)
+@pytest.mark.parametrize("name", [DPM, UNIPC])
+def test_model_times_keep_their_fractions(name):
+    s = ours(name)(**FLOW, flow_shift=3.0)
     s.set_timesteps(10)
     assert s.timesteps.dtype == torch.int64
     faithful = s.timesteps.tolist()
@@ -119,8 +144,9 @@ def test_model_times_keep_their_fractions():
 
 
 @pytest.mark.parametrize("spacing", ["use_exponential_sigmas", "use_beta_sigmas"])
-def test_model_times_are_rounded_not_cut(spacing):
-    s = ours(DPM)(**SD, **{spacing: True})
+@pytest.mark.parametrize("name", [DPM, UNIPC])
+def test_model_times_are_rounded_not_cut(name, spacing):
+    s = ours(name)(**base(name), **{spacing: True})
     s.numerics = "exact"
     s.set_timesteps(12)
     levels = np.log(((1 - s.alphas_cumprod) / s.alphas_cumprod).double().numpy()) / 2
@@ -162,6 +188,29 @@ class TestWhereDiffusersFails:
             run(stock(DPM), case)
         seen = exact_run(case) if numerics == "exact" else mine(case)[0]
         assert max(gaps(seen, reference(case, second=second))) <= REL
+
+    @pytest.mark.parametrize("numerics", ["faithful", "exact"])
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"solver_type": "bh1"},
+            {"lower_order_final": False, "solver_order": 3},
+            {"predict_x0": False},
+            {
+                "use_karras_sigmas": True,
+                "final_sigmas_type": "sigma_min",
+                "solver_order": 3,
+                "lower_order_final": False,
+            },
+        ],
+        ids=str,
+    )
+    def test_unipc_at_level_0_and_at_equal_levels(self, config, numerics):
+        case = Case(UNIPC, SD | config, 20)
+        with contextlib.suppress(torch.linalg.LinAlgError):
+            assert not finite(theirs(case)[0])
+        seen = exact_run(case) if numerics == "exact" else mine(case)[0]
+        assert max(gaps(seen, reference(case))) <= REL
 
     def test_fixed_large_log_has_the_variance_of_fixed_large(self):
         large, log = (

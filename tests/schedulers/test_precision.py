@@ -9,7 +9,7 @@ arithmetic and the storing of samples (in the dtype, as pipelines do) differ fro
 import pytest
 import torch
 
-from .classes import SD, ours
+from .classes import FLOW_HEUN, ONE_RESULT, SD, ours
 from .runs import Case, finite, gaps, mine, prepare, reference, run, theirs
 
 CASES = {
@@ -28,6 +28,33 @@ CASES = {
         "EulerDiscreteScheduler", SD | {"prediction_type": "v_prediction"}, 20, {"s_churn": 8.0}
     ),
     "euler-a": Case("EulerAncestralDiscreteScheduler", SD, 20),
+    "unipc": Case("UniPCMultistepScheduler", SD, 20),
+    "unipc-3-karras": Case(
+        "UniPCMultistepScheduler", SD | {"solver_order": 3, "use_karras_sigmas": True}, 20
+    ),
+    "unipc-noise-v": Case(
+        "UniPCMultistepScheduler",
+        SD
+        | {
+            "predict_x0": False,
+            "final_sigmas_type": "sigma_min",
+            "prediction_type": "v_prediction",
+        },
+        20,
+    ),
+    "deis": Case("DEISMultistepScheduler", SD, 20),
+    "deis-3-v": Case(
+        "DEISMultistepScheduler", SD | {"solver_order": 3, "prediction_type": "v_prediction"}, 20
+    ),
+    "lcm": Case("LCMScheduler", SD, 8),
+    "tcd": Case("TCDScheduler", SD | {"prediction_type": "v_prediction"}, 8),
+    "flow": Case("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 20),
+    "flow-noise": Case(
+        "FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "stochastic_sampling": True}, 20
+    ),
+    "flow-heun": Case(FLOW_HEUN, {"shift": 3.0}, 20),
+    "flow-heun-churn": Case(FLOW_HEUN, {"shift": 3.0}, 20, {"s_churn": 3.0}),
+    "flow-lcm": Case("FlowMatchLCMScheduler", {"shift": 3.0}, 8),
     "ddpm": Case("DDPMScheduler", SD | {"clip_sample": False}, 20),
     "ddpm-large": Case("DDPMScheduler", SD | {"variance_type": "fixed_large"}, 20),
 }
@@ -55,7 +82,7 @@ def test_low_precision_loses_no_more_than_in_diffusers(label, dtype):
     them = [theirs(c)[0] for c in cases]
     exact = [reference(c) for c in cases]
     assert all(map(finite, ours))
-    kinds = 1 if case.name == "DPMSolverMultistepScheduler" else 2  # samples (and x_0)
+    kinds = 1 if case.name in ONE_RESULT else 2  # samples (and x_0)
     for kind in range(kinds):
         o, s, r = ([run[kind::kinds] for run in runs] for runs in (ours, them, exact))
         assert loss(o, r) <= 1.5 * loss(s, r)

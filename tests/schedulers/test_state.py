@@ -10,17 +10,49 @@ import pickle
 import pytest
 import torch
 
-from .classes import NAMES, SD, WITH_INDEX, both, ours
-from .loops import SHAPE, answer, compare, follow, latents, loop, same
+from .classes import (
+    DDIM,
+    DDPM,
+    DEIS,
+    DPM,
+    EULER,
+    EULER_A,
+    FLOW_EULER,
+    FLOW_HEUN,
+    FLOW_LCM,
+    LCM,
+    SD,
+    TCD,
+    UNIPC,
+    WITH_GENERATOR,
+    WITH_HISTORY,
+    WITH_INDEX,
+    WITH_SIGMAS,
+    base,
+    both,
+    ours,
+)
+from .loops import SHAPE, answer, compare, follow, latents, loop, same, scaled, seeded
 
-DPM, DDIM, EULER, EULER_A, DDPM = NAMES
 VARIANTS = [
     (DPM, {"solver_order": 3}),
     (DPM, {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
     (DPM, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
     (EULER, {"prediction_type": "v_prediction"}),
     (EULER_A, {}),
+    (DEIS, {"solver_order": 3}),
+    (LCM, {"prediction_type": "v_prediction"}),
+    (TCD, {}),
+    (FLOW_EULER, {"shift": 3.0}),
+    (FLOW_LCM, {}),
+    (FLOW_HEUN, {"shift": 3.0}),
+    (FLOW_EULER, {"stochastic_sampling": True}),
+    (UNIPC, {"solver_order": 3}),
+    (UNIPC, {"predict_x0": False, "final_sigmas_type": "sigma_min"}),
+    (UNIPC, {"use_karras_sigmas": True, "disable_corrector": [2], "lower_order_final": True}),
 ]
+SCALED = [one for one in VARIANTS if one[0] in WITH_SIGMAS]
+KEEPING = [one for one in VARIANTS if one[0] in WITH_HISTORY]
 STATELESS = [(DDIM, {"clip_sample": False}), (DDPM, {})]
 
 
@@ -30,7 +62,7 @@ def each(*variants):
 
 class TestSigmas:
     @pytest.mark.parametrize("inference", [False, True], ids=["", "inference_mode"])
-    @each(*VARIANTS)
+    @each(*SCALED)
     def test_last_one_overwritten_after_set_timesteps(self, name, config, inference):
         """Cosmos2: sigmas[-1] = sigmas[-2], two equal levels."""
 
@@ -38,7 +70,7 @@ class TestSigmas:
             s.sigmas[-1] = s.sigmas[-2]
 
         with torch.inference_mode(inference):
-            mine, theirs = both(name, **SD | config)
+            mine, theirs = both(name, **base(name) | config)
             compare(mine, theirs, ready=ready)
             compare(mine, theirs)  # and a second run, with its own levels, is not affected
             compare(mine, theirs, ready=ready)
@@ -53,7 +85,7 @@ class TestSigmas:
         assert all(torch.isfinite(x).all() for x in seen)
         same(seen[-1], seen[-2], 1e-6)
 
-    @each(*VARIANTS)
+    @each(*SCALED)
     def test_one_scaled_in_the_middle_of_a_run(self, name, config):
         def edit(i, s, x):
             if i == 3:
@@ -61,7 +93,7 @@ class TestSigmas:
 
         follow(name, edit, config)
 
-    @each(*VARIANTS)
+    @each(*SCALED)
     def test_replaced_by_another_tensor(self, name, config):
         def edit(i, s, x):
             if i == 3:
@@ -84,37 +116,37 @@ class TestSigmas:
         """Through NumPy or .data, of which PyTorch keeps no count: seen when a run starts."""
 
         def ready(s):
-            if name in WITH_INDEX:
+            if name in WITH_SIGMAS:
                 s.sigmas.numpy()[4] *= 1.05
                 s.sigmas.data[6] *= 0.9
             else:
                 s.alphas_cumprod.numpy()[300:] *= 0.95
 
-        mine, theirs = both(name, **SD | config)
+        mine, theirs = both(name, **base(name) | config)
         for s in (mine, theirs):
-            if name not in WITH_INDEX:  # rows of the values before the write
+            if name not in WITH_SIGMAS:  # rows of the values before the write
                 loop(s)
                 ready(s)
-        compare(mine, theirs, ready=ready if name in WITH_INDEX else None)
+        compare(mine, theirs, ready=ready if name in WITH_SIGMAS else None)
 
-    @each(*VARIANTS)
+    @each(*SCALED)
     def test_written_without_a_trace_between_two_runs_of_one_schedule(self, name, config):
         runs = []
-        for s in both(name, **SD | config):
+        for s in both(name, **base(name) | config):
             s.set_timesteps(8)
             for factor in (1.0, 0.9):
                 s._step_index = None  # a new run, without set_timesteps
                 s.sigmas.numpy()[1] *= factor
                 x, t = latents(s), s.timesteps[0]
-                e = answer(s.scale_model_input(x, t), 0)
-                x = s.step(e, t, x, generator=torch.Generator().manual_seed(0)).prev_sample
+                e = answer(scaled(s, x, t), 0)
+                x = s.step(e, t, x, **seeded(s)).prev_sample
             runs.append(x)
         same(*runs)
 
     @each(*STATELESS)
     def test_alphas_cumprod_of_inference_mode_written_between_runs(self, name, config):
         with torch.inference_mode():
-            mine, theirs = both(name, **SD | config)
+            mine, theirs = both(name, **base(name) | config)
             compare(mine, theirs)
             for s in (mine, theirs):
                 s.alphas_cumprod[300:] *= 0.9
@@ -142,23 +174,21 @@ class TestSigmas:
     def test_in_bfloat16(self, name, config):
         """The values count, whatever dtype holds them; diffusers computes with 8 bits then."""
 
-        source, runs = "sigmas" if name in WITH_INDEX else "alphas_cumprod", []
+        source, runs = "sigmas" if name in WITH_SIGMAS else "alphas_cumprod", []
         for dtypes in ((torch.bfloat16,), (torch.bfloat16, torch.float32)):
 
             def ready(s, dtypes=dtypes):
                 for dtype in dtypes:
                     setattr(s, source, getattr(s, source).to(dtype))
 
-            s = ours(name)(**SD | config)
+            s = ours(name)(**base(name) | config)
             s.scale_model_input = lambda x, t: x  # Euler's is diffusers' code: in bfloat16
             runs.append(loop(s, ready=ready))
         assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 class TestHistory:
-    DPM3 = VARIANTS[:3]
-
-    @each(*DPM3)
+    @each(*KEEPING)
     def test_overwritten_before_the_first_step(self, name, config):
         """diffusers' own tests do this, with lower_order_nums still 0."""
 
@@ -167,7 +197,7 @@ class TestHistory:
 
         follow(name, config=config, ready=ready)
 
-    @each(*DPM3)
+    @each(*KEEPING)
     def test_overwritten_in_the_middle(self, name, config):
         def edit(i, s, x):
             if i == 4:
@@ -175,7 +205,7 @@ class TestHistory:
 
         follow(name, edit, config)
 
-    @each(*DPM3)
+    @each(*KEEPING)
     def test_written_in_place(self, name, config):
         def edit(i, s, x):
             if i == 4:
@@ -183,18 +213,20 @@ class TestHistory:
 
         follow(name, edit, config)
 
-    @each(*DPM3)
+    @each(*KEEPING)
     def test_cut_to_another_shape(self, name, config):
         """ChronoEdit drops frames: sample and history go on with another shape."""
 
         def edit(i, s, x):
             if i == 4:
                 s.model_outputs = [m[:, :, :3].clone() for m in s.model_outputs]
+                if name == UNIPC:
+                    s.last_sample = s.last_sample[:, :, :3].clone()
                 return x[:, :, :3].clone()
 
-        follow(name, edit, config, call={"generator": torch.Generator().manual_seed(0)})
+        follow(name, edit, config)
 
-    @each(*DPM3)
+    @each(*KEEPING)
     def test_the_counter_restarted(self, name, config):
         def edit(i, s, x):
             if i in (3, 5):
@@ -208,6 +240,24 @@ class TestHistory:
         assert mine.lower_order_nums == theirs.lower_order_nums == 3
         for kept, reference in zip(mine.model_outputs, theirs.model_outputs, strict=True):
             same(kept, reference)
+
+    @each(*(one for one in KEEPING if one[0] == UNIPC))
+    def test_of_unipc_is_kept_where_others_read_it(self, name, config):
+        mine, theirs = both(name, **base(name) | config)
+
+        def edit(i, s, x):
+            seen.append((getattr(s, "this_order", None), s.lower_order_nums, [*s.timestep_list]))
+            kept.append([*s.model_outputs, s.last_sample])
+
+        runs = []
+        for s in (mine, theirs):
+            seen, kept = [], []
+            loop(s, edit)
+            runs.append((seen, kept))
+        assert runs[0][0] == runs[1][0]
+        for ours_, reference in zip(runs[0][1], runs[1][1], strict=True):
+            for a, b in zip(ours_, reference, strict=True):
+                assert a is b is None or same(a, b) is None
 
     def test_a_stale_history_cannot_be_read(self):
         """Weights of 0 do not touch what they weigh: NaN left by somebody else stays away."""
@@ -223,9 +273,9 @@ class TestCopies:
     @each(*VARIANTS, *STATELESS)
     def test_deepcopy_in_the_middle(self, name, config):
         """The copy goes on as the original would, and neither disturbs the other."""
-        whole, _ = both(name, **SD | config)
+        whole, _ = both(name, **base(name) | config)
         expected = loop(whole)
-        first, _ = both(name, **SD | config)
+        first, _ = both(name, **base(name) | config)
         copies = []
 
         def edit(i, s, x):
@@ -240,7 +290,7 @@ class TestCopies:
         if name in WITH_INDEX:
             assert second.step_index == 4
             assert copies[0].step_index == 5
-            assert first.step_index == 8
+            assert first.step_index == len(expected)
         kept = getattr(second, "model_outputs", [])
         assert not any(a is b for a in kept for b in first.model_outputs)
 
@@ -256,21 +306,21 @@ class TestCopies:
             for i, t in enumerate(s.timesteps):
                 for j in range(2):
                     s.__dict__.update(states[j])
-                    e = answer(s.scale_model_input(xs[j], t), i + j)
-                    more = {} if name == DDIM else {"generator": generator}
+                    e = answer(scaled(s, xs[j], t), i + j)
+                    more = {"generator": generator} if name in WITH_GENERATOR else {}
                     xs[j] = s.step(e, t, xs[j], **more).prev_sample
                     states[j] = copy.deepcopy(s.__dict__)
             return xs
 
-        mine, theirs = both(name, **SD | config)
+        mine, theirs = both(name, **base(name) | config)
         for a, b in zip(windows(mine), windows(theirs), strict=True):
             same(a, b)
 
     @each(*VARIANTS, *STATELESS)
     def test_pickled_in_the_middle(self, name, config):
-        whole, _ = both(name, **SD | config)
+        whole, _ = both(name, **base(name) | config)
         expected = loop(whole)[4]
-        half, _ = both(name, **SD | config)
+        half, _ = both(name, **base(name) | config)
         kept = []
 
         def edit(i, s, x):
@@ -282,9 +332,10 @@ class TestCopies:
         assert type(restored) is type(half)
         assert restored.numerics == half.numerics
         t = restored.timesteps[4]
-        if "algorithm_type" in config or name in (EULER_A, DDPM):
+        noisy = "algorithm_type" in config or "stochastic_sampling" in config
+        if noisy or name in (EULER_A, DDPM, LCM, TCD, FLOW_LCM):
             return  # noise: the generator was not kept
-        e = answer(restored.scale_model_input(x, t), 4)
+        e = answer(scaled(restored, x, t), 4)
         assert torch.equal(restored.step(e, t, x).prev_sample, expected)
 
 
@@ -293,8 +344,10 @@ class TestIndex:
     @pytest.mark.parametrize("told", [True, False], ids=["told", "not told"])
     @pytest.mark.parametrize("begin", [0, 1, 3, 7])
     def test_a_run_from_the_middle(self, name, config, begin, told):
+        if name == FLOW_HEUN and begin % 2 and not told:
+            return  # of two equal timesteps both take the second, and a call is missing at the end
         mine = follow(name, config=config, begin=begin, told=told)
-        assert mine.step_index == 8
+        assert mine.step_index == len(mine.timesteps)
         assert mine.begin_index == (begin if told else None)
 
     @each(*VARIANTS)
@@ -302,7 +355,7 @@ class TestIndex:
         """LEDITS++ and Cosmos: _step_index -= 1 repeats a step."""
 
         def edit(i, s, x):
-            if i in (3, 6):  # not earlier: diffusers' third order would read sigmas[-1]
+            if i in (4, 6):  # not earlier: diffusers' third order would read sigmas[-1]
                 s._step_index -= 1
 
         follow(name, edit, config)
@@ -310,7 +363,7 @@ class TestIndex:
     @each(*VARIANTS)
     def test_step_index_forgotten(self, name, config):
         def edit(i, s, x):
-            if i == 5:
+            if i == 6:
                 s._step_index = None
 
         follow(name, edit, config, told=False)
@@ -324,12 +377,12 @@ class TestIndex:
             x, seen = latents(s), []
             for j in (5, 2, 6):
                 t = s.timesteps[j]
-                s.scale_model_input(x, t)
-                x = s.step(answer(x, j), t, x, generator=torch.Generator().manual_seed(j))[0]
+                scaled(s, x, t)
+                x = s.step(answer(x, j), t, x, **seeded(s, j))[0]
                 seen.append((x, s.step_index))
             return seen
 
-        mine, theirs = both(name, **SD | config)
+        mine, theirs = both(name, **base(name) | config)
         pairs = zip(out_of_order(mine), out_of_order(theirs), strict=True)
         for (a, index), (b, reference) in pairs:
             same(a, b)

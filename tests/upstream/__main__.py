@@ -7,7 +7,7 @@ SUITE is a checkout of huggingface/diffusers, its tests/schedulers, or a folder 
     git archive HEAD tests/__init__.py tests/conftest.py tests/testing_utils.py \\
         tests/schedulers tests/others | tar x -C SUITE
 
-FILE ... are names in tests/schedulers; without any, the files of the five classes.  Exit status:
+FILE ... are names in tests/schedulers; without any, the files of our classes.  Exit status:
 pytest's, or 1 if one of the classes that were tested never took the fused path.
 
 The installed diffusers stays as it is: classes.py, a plugin, replaces names in the collected test
@@ -32,6 +32,10 @@ FILES = {
     "EulerDiscreteScheduler": "test_scheduler_euler.py",
     "EulerAncestralDiscreteScheduler": "test_scheduler_euler_ancestral.py",
     "DDPMScheduler": "test_scheduler_ddpm.py",
+    "UniPCMultistepScheduler": "test_scheduler_unipc.py",
+    "DEISMultistepScheduler": "test_scheduler_deis.py",
+    "LCMScheduler": "test_scheduler_lcm.py",
+    "TCDScheduler": "test_scheduler_tcd.py",
 }
 
 
