@@ -38,6 +38,7 @@ ARROWS = {
     "plan": MATHEMATICS,
     "plan_file": MATHEMATICS,
     "sampling": MATHEMATICS | KERNELS,
+    "k_diffusion": MATHEMATICS | KERNELS | {"sampling"},
     "schedulers": MATHEMATICS | KERNELS,
     "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
     "engine": MATHEMATICS | KERNELS | {"schedulers", "sampling", "accelerate"},
@@ -178,6 +179,7 @@ PROMISE = {
     "TCDScheduler": None,
     "UniPCMultistepScheduler": None,
     "accelerate": "obj, *, strict=False",
+    "k_diffusion": None,  # a module
     "plan": "solver, *, steps, noise='scaled_linear', spacing='karras', prediction='epsilon', "
     "guidance=None, begin=0, numerics='exact', final_sigma='zero', **solver_options",
     "report": "obj",
@@ -191,7 +193,7 @@ PROMISE = {
 def test_the_public_names_are_these():
     assert sorted(fastdiff.__all__) == sorted(PROMISE)
     assert set(dir(fastdiff)) == {*PROMISE, "SchedulerMixin", "__version__"}
-    assert set(fastdiff._HOME) == {*PROMISE, "SchedulerMixin"}
+    assert {*fastdiff._HOME, *fastdiff._MODULES} == {*PROMISE, "SchedulerMixin"}
 
 
 @pytest.mark.parametrize("name", sorted(PROMISE))
