@@ -19,7 +19,9 @@ OP_FILES = {path.stem for path in (PACKAGE / "ops").glob("[!_]*.py")}
 OPS = sorted(stem for stem in OP_FILES if not stem.endswith(PARTS))
 CODE = [
     path
-    for folder in ("fastdiff", "kernels", "csrc", "tests", "benchmarks", "examples")
+    for folder in (
+        *("fastdiff", "kernels", "csrc", "tests", "benchmarks", "examples", "comfyui_fastdiff"),
+    )
     for path in sorted((ROOT / folder).rglob("*"))
     if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh") and "__pycache__" not in path.parts
 ]
