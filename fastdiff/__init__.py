@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         UniPCMultistepScheduler,
         sampler,
     )
+    from fastdiff.schedulers.table import TableScheduler
     from fastdiff.schedules import NoiseSchedule
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "NoiseSchedule",
     "Plan",
     "TCDScheduler",
+    "TableScheduler",
     "UniPCMultistepScheduler",
     "accelerate",
     "k_diffusion",
@@ -76,6 +78,7 @@ _HOME = {  # public name -> the module it lives in
     "SchedulerMixin": "diffusers",
     "LCMScheduler": "fastdiff.schedulers",
     "TCDScheduler": "fastdiff.schedulers",
+    "TableScheduler": "fastdiff.schedulers.table",
     "UniPCMultistepScheduler": "fastdiff.schedulers",
     "accelerate": "fastdiff.accelerate",
     "plan": "fastdiff.plan",

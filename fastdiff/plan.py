@@ -23,6 +23,8 @@ from fastdiff.schedules import NoiseSchedule, Origin
 from fastdiff.schedules.noise_levels import ratios_of, require, times_of
 from fastdiff.solvers.row import Grid
 from fastdiff.table import (
+    MAX_COLUMNS,
+    MAX_VECTORS,
     G,
     check,
     check_rings,
@@ -87,6 +89,12 @@ class Plan:
             value = _number(getattr(self, name))
             require(0 <= value < np.inf, name, "a finite number >= 0", getattr(self, name))
             object.__setattr__(self, name, value)
+        if width(self.keeps, self.history) > MAX_COLUMNS or self.keeps + self.history > MAX_VECTORS:
+            raise ValueError(
+                f"depths must leave a row at most {MAX_COLUMNS} columns and {MAX_VECTORS} vectors; "
+                f"got {self.depths}, {width(self.keeps, self.history)} columns. Fewer kept vectors "
+                "would do"
+            )
         n = len(self.timesteps)
         want = (n, width(self.keeps, self.history))
         if self.rows.ndim != 3 or (self.rows.shape[0], self.rows.shape[2]) != want:
