@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.k_diffusion.arguments import check, levels_of, vector
-from fastdiff.k_diffusion.loop import Denoiser, loop
+from fastdiff.k_diffusion.loop import Denoiser, steps_of
 from fastdiff.k_diffusion.rows import as_there, make
 from fastdiff.plan import options_of
 from fastdiff.registry import SOLVERS, Solver, find
@@ -112,7 +112,9 @@ def function(solver: Solver) -> Sampler:
         if len(known) == 1:  # no step
             return x
         run = table(known, flow, tuple(given.items()))
-        return loop(run, model, x, sigmas, dict(extra_args or {}), callback, disable, noise_sampler)
+        return steps_of(
+            run, model, x, sigmas, dict(extra_args or {}), callback, disable, noise_sampler
+        )
 
     sample.__name__ = sample.__qualname__ = PREFIX + solver.name
     sample.__doc__ = DOC.format(

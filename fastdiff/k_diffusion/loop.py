@@ -17,7 +17,7 @@ from fastdiff.plan import on_device
 Denoiser = Callable[..., Tensor]
 
 
-def loop(
+def steps_of(
     run: Run,
     model: Denoiser,
     x: Tensor,
@@ -32,8 +32,8 @@ def loop(
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     table = on_device(plan, str(x.device), wide)
     hats = torch.tensor(plan.timesteps, dtype=sigmas.dtype)
-    seen = hats.to(x.device, x.dtype)[:, None] * x.new_ones([x.shape[0]])
-    hats = hats.to(sigmas.device)
+    seen = hats.to(x.device, x.dtype, non_blocking=True)[:, None] * x.new_ones([x.shape[0]])
+    hats = hats.to(sigmas.device, non_blocking=True)
     state = x.to(wide)
     if run.first is not None:
         state = state.add(torch.randn_like(x), alpha=run.first)

@@ -7,12 +7,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdiff
 from fastdiff import k_diffusion
+from fastdiff.k_diffusion import loop
 from fastdiff.k_diffusion.rows import as_there
+from fastdiff.ops.affine_step import affine_step_out
 from fastdiff.registry import SOLVERS, find
+from tests.fake_device import FakeDevice
 from tests.loop import run
 from tests.mixture import Mixture
 
@@ -192,28 +194,35 @@ def test_one_level_is_no_step():
     assert function("dpmpp_2m")(None.__class__, x, torch.tensor([3.0]), disable=True) is x
 
 
-class Reads(TorchDispatchMode):
-    """Counts what would make a host wait for a device."""
-
-    count = 0
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        self.count += op.name().partition("::")[2] in ("_local_scalar_dense", "nonzero", "equal")
-        return op(*args, **(kwargs or {}))
-
-
+@pytest.mark.parametrize("place", ["host", "device"])
 @pytest.mark.parametrize("name", OWN)
-def test_nothing_is_read_between_two_calls(name):
-    counts = []
+def test_one_kernel_a_step_and_no_wait_between_two_calls(name, place, monkeypatch):
+    """Counted on a device that is not there (tests/fake_device.py)."""
 
-    def model(x, sigma):
-        counts.append(reads.count)
-        return x / 2
+    def below_autograd(*args, **kwargs):  # which has no entry for a device of that type
+        with torch._C._AutoDispatchBelowAutograd():
+            affine_step_out(*args, **kwargs)
 
+    monkeypatch.setattr(loop, "affine_step_out", below_autograd)
     options = {"s_churn": 4.0} if name == "euler" else {}
-    with Reads() as reads:
-        function(name)(model, start(), sigmas(), disable=True, **options)
-    assert counts[-1] == reads.count == counts[0]
+    with FakeDevice() as device:
+        x = torch.randn(1, 4, 8, 8, device=device.name)
+        levels = sigmas(torch.float32).to(device.name if place == "device" else "cpu")
+        device.clear()
+        started = []
+
+        def model(x, sigma):
+            if not started:
+                assert len(device.syncs) == (place == "device")  # sigmas are read, once
+                device.clear()
+            started.append(sigma)
+            return x  # no kernel of its own
+
+        out = function(name)(model, x, levels, disable=True, **options)
+        assert out.device == x.device
+        assert device.syncs == device.blocking_uploads == device.uploads == []
+        draws = SOLVERS[name].noise or bool(options)
+        assert len(device.kernels) == (len(SIGMAS) - 1) + (len(SIGMAS) - 2) * draws
 
 
 def test_the_progress_bar(capsys):
