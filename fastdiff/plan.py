@@ -282,7 +282,8 @@ def rows_of(
     draws = np.zeros(grid.steps - begin, dtype=bool)
     for i in range(begin, grid.steps):
         row = solver.row(grid, i, i - begin, **options)
-        draws[i - begin] = solver.noise or row.next.z != 0 or row.churn is not None
+        each = solver.noise and solver.evaluations == 1  # of two calls the second one draws
+        draws[i - begin] = each or row.next.z != 0 or row.churn is not None
         numbers = conversion(prediction, grid, i, float(scales[i]), row.churn)
         ages.append(encode(row, numbers, c_in=float(scales[i + 1])))
     by_age = np.array(ages)

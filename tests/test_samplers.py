@@ -54,8 +54,9 @@ def test_the_text_has_a_line_for_each_solver(capsys):
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda row: row.name)
 def test_the_call_of_diffusers_runs(solver):
-    made = eval(diffusers_call(solver), vars(diffusers))
-    assert all(made.config[key] == value for key, value in solver.scheduler[1].items())
+    name, config = solver.scheduler
+    made = eval(diffusers_call(solver), {name: getattr(diffusers, name)})
+    assert all(made.config[key] == value for key, value in config.items())
 
 
 def test_the_page_has_the_table():
