@@ -317,6 +317,8 @@ def test_a_run_that_the_table_does_not_have_is_refused():
         scheduler.step(start(), 3, start())
     with pytest.raises(ValueError, match=r"^timesteps must be of scheduler\.timesteps, .*; got"):
         scheduler.add_noise(start(), start(), torch.tensor([3.0]))
+    with pytest.raises(TypeError, match=r"^original_samples must be a tensor .*; got NoneType"):
+        scheduler.add_noise(None, start(), scheduler.timesteps[:1])
     stepped(scheduler, start(), wave)
     with pytest.raises(IndexError, match=r"^step_index must be below 6"):
         scheduler.step(start(), scheduler.timesteps[-1], start())

@@ -28,16 +28,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.k_diffusion.arguments import check, levels_of, vector
+from fastdiff.k_diffusion.arguments import check, check_flow, levels_of, vector
 from fastdiff.k_diffusion.loop import Denoiser, steps_of
 from fastdiff.k_diffusion.rows import as_there, make
 from fastdiff.plan import options_of
 from fastdiff.registry import SOLVERS, Solver, find
 from fastdiff.schedules import NoiseSchedule
-from fastdiff.schedules.spacing import levels
+from fastdiff.schedules.noise_levels import HIGHEST
+from fastdiff.schedules.spacing import SPACINGS, levels
 
 Sampler = Callable[..., Tensor]
 PREFIX = "sample_"
+LOWEST = 1e-7  # of trained levels: below it 1 / (1 + sigma^2) is 1 in float64
 FIRST = ("model", "x", "sigmas", "extra_args", "callback", "disable")
 DOC = """{name} on x = x_0 + sigma n, from sigmas[0] to sigmas[-1].
 
@@ -67,10 +69,14 @@ def get_sigmas(spacing: str, steps: int, trained: Tensor, *, flow: bool = False)
 
     Raises ValueError that names the argument, what it got and what would do.
     """
+    check_flow(flow)
+    if not isinstance(spacing, str):
+        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}; got {spacing!r}")
     known = vector("trained", trained, least=2)
-    if not (np.diff(known) > 0).all() or known[0] <= 0 or (flow and known[-1] > 1):
+    top = 1.0 if flow else HIGHEST
+    if not (np.diff(known) > 0).all() or known[0] < LOWEST or known[-1] > top:
         raise ValueError(
-            f"trained must ascend from above 0{' to at most 1, since flow=True' if flow else ''}; "
+            f"trained must ascend within {LOWEST:g} .. {top:g}{', as flow=True' if flow else ''}; "
             f"got {known[0]:g} .. {known[-1]:g}"
         )
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -84,9 +90,12 @@ def get_sigmas(spacing: str, steps: int, trained: Tensor, *, flow: bool = False)
     return torch.from_numpy(np.append(levels(family, spacing, steps), 0.0)).float()
 
 
-def function(solver: Solver) -> Sampler:
-    """The function of a solver, also of one that is not in the registry."""
-    solver = as_there(solver)
+def function(solver: str | Solver) -> Sampler:
+    """The function of a solver: a name, or a registry.Solver of your own.
+
+    Raises ValueError for a name that the registry has not, with those that are near.
+    """
+    solver = as_there(solver if isinstance(solver, Solver) else find(solver))
     # k-diffusion's churn takes no noise_sampler: its noise has no second level
     draws = "s_churn" not in solver.options and solver.draws != "never"
 

@@ -42,6 +42,11 @@ def check(
     for name, what in (("callback", callback), ("noise_sampler", noise_sampler)):
         if what is not None and not callable(what):
             raise TypeError(f"{name} must be a function, or None; got {type(what).__name__}")
+    check_flow(flow)
+
+
+def check_flow(flow: object) -> None:
+    """Raise unless flow is a bool."""
     if not isinstance(flow, bool):
         raise ValueError(f"flow must be True or False; got {flow!r}")
 

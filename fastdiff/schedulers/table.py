@@ -132,6 +132,9 @@ class TableScheduler(FusedStep, SchedulerMixin, ConfigMixin):  # type: ignore[mi
 
         Inside a run with a begin the level is that of the next step, as in diffusers.
         """
+        for name, value in (("original_samples", original_samples), ("noise", noise)):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name} must be a tensor (B, *shape); got {type(value).__name__}")
         given = torch.as_tensor(timesteps).reshape(-1)
         if self._begin_index is None:
             found = [self._index_of(t) for t in given]

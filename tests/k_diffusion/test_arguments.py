@@ -101,15 +101,24 @@ def test_sigmas_of_a_flow_keep_its_shift(spacing, shift):
     ("changed", "message"),
     [
         ({"spacing": "karas"}, "spacing must be one of karras, exponential"),
+        ({"spacing": np.ones(2)}, "spacing must be one of karras, exponential"),
+        ({"flow": None}, "flow must be True or False; got None"),
+        ({"trained": torch.tensor([1.0, 1e9])}, "trained must ascend within 1e-07 .. 65536; got 1"),
         ({"steps": 0}, "steps must be a whole number >= 1; got 0"),
         ({"steps": 2.0}, "steps must be a whole number >= 1; got 2.0"),
         ({"trained": [1.0, 2.0]}, "trained must be a one-dimensional tensor; got list"),
         ({"trained": torch.tensor([1.0])}, "trained must be a one-dimensional float tensor, at le"),
-        ({"trained": torch.tensor([2.0, 1.0])}, "trained must ascend from above 0; got 2 .. 1"),
-        ({"trained": torch.tensor([0.0, 1.0])}, "trained must ascend from above 0; got 0 .. 1"),
+        (
+            {"trained": torch.tensor([2.0, 1.0])},
+            "trained must ascend within 1e-07 .. 65536; got 2 .. 1",
+        ),
+        (
+            {"trained": torch.tensor([0.0, 1.0])},
+            "trained must ascend within 1e-07 .. 65536; got 0 .. 1",
+        ),
         (
             {"trained": torch.tensor([0.5, 2.0]), "flow": True},
-            "trained must ascend from above 0 to at most 1, since flow=True; got 0.5 .. 2",
+            "trained must ascend within 1e-07 .. 1, as flow=True; got 0.5 .. 2",
         ),
     ],
 )
@@ -117,3 +126,9 @@ def test_bad_input_of_get_sigmas(changed, message):
     given = {"spacing": "karras", "steps": 4, "trained": torch.tensor([0.1, 1.0, 9.0])} | changed
     with pytest.raises((TypeError, ValueError), match="^" + re.escape(message)):
         k_diffusion.get_sigmas(**given)
+
+
+@pytest.mark.parametrize("solver", ["dpmpp_2n", None, 3])
+def test_a_function_is_of_a_solver(solver):
+    with pytest.raises(ValueError, match=r"^solver must be one of ddim, .*; got " + repr(solver)):
+        k_diffusion.function(solver)

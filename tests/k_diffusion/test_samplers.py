@@ -258,5 +258,6 @@ def test_a_solver_of_ones_own():
     solver = replace(find("ddim"), name="mine")
     mine = k_diffusion.function(solver)
     assert mine.__name__ == "sample_mine"
+    assert k_diffusion.function("Euler a").__name__ == "sample_euler_a"
     ends = [f(mixture, start(), sigmas(), disable=True) for f in (mine, function("ddim"))]
     assert torch.equal(*ends)
