@@ -49,6 +49,14 @@ def block(code: str) -> str:
 def entry(name: str, obj: Any) -> str:
     """One public name."""
     parts = [f"## {name}\n"]
+    if inspect.ismodule(obj):
+        parts += [block(f"fastdiff.{name}"), "", block(doc(obj))]
+        for member in (getattr(obj, member) for member in obj.__all__):
+            if not member.__name__.startswith("sample_"):  # one shape, in the module's docstring
+                called = signature(f"{name}.{member.__name__}", member)
+                parts += ["", f"### {name}.{member.__name__}\n", block(f"fastdiff.{called}")]
+                parts += ["", block(doc(member))]
+        return "\n".join(parts)
     if not inspect.isclass(obj):
         parts += [block(f"fastdiff.{signature(name, obj)}"), "", block(doc(obj))]
         return "\n".join(parts)

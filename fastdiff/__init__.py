@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin as SchedulerMixin
 
+    from fastdiff import k_diffusion
     from fastdiff.accelerate import accelerate, report, restore
     from fastdiff.backends import use_backend
     from fastdiff.plan import Plan, plan
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         UniPCMultistepScheduler,
         sampler,
     )
+    from fastdiff.schedulers.table import TableScheduler
     from fastdiff.schedules import NoiseSchedule
 
 __all__ = [
@@ -58,8 +60,10 @@ __all__ = [
     "NoiseSchedule",
     "Plan",
     "TCDScheduler",
+    "TableScheduler",
     "UniPCMultistepScheduler",
     "accelerate",
+    "k_diffusion",
     "plan",
     "report",
     "restore",
@@ -83,6 +87,7 @@ _HOME = {  # public name -> the module it lives in
     "SchedulerMixin": "diffusers",
     "LCMScheduler": "fastdiff.schedulers",
     "TCDScheduler": "fastdiff.schedulers",
+    "TableScheduler": "fastdiff.schedulers.table",
     "UniPCMultistepScheduler": "fastdiff.schedulers",
     "accelerate": "fastdiff.accelerate",
     "plan": "fastdiff.plan",
@@ -93,10 +98,14 @@ _HOME = {  # public name -> the module it lives in
     "use_backend": "fastdiff.backends",
 }
 
+_MODULES = ("k_diffusion",)  # public modules, fetched the same way
+
 logging.getLogger("fastdiff").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"fastdiff.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'fastdiff' has no attribute {name!r}; it has {__all__}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -23,6 +23,8 @@ from fastdiff.schedules import NoiseSchedule, Origin
 from fastdiff.schedules.noise_levels import ratios_of, require, times_of
 from fastdiff.solvers.row import Grid
 from fastdiff.table import (
+    MAX_COLUMNS,
+    MAX_VECTORS,
     G,
     check,
     check_rings,
@@ -87,6 +89,12 @@ class Plan:
             value = _number(getattr(self, name))
             require(0 <= value < np.inf, name, "a finite number >= 0", getattr(self, name))
             object.__setattr__(self, name, value)
+        if width(self.keeps, self.history) > MAX_COLUMNS or self.keeps + self.history > MAX_VECTORS:
+            raise ValueError(
+                f"depths must leave a row at most {MAX_COLUMNS} columns and {MAX_VECTORS} vectors; "
+                f"got {self.depths}, {width(self.keeps, self.history)} columns. Fewer kept vectors "
+                "would do"
+            )
         n = len(self.timesteps)
         want = (n, width(self.keeps, self.history))
         if self.rows.ndim != 3 or (self.rows.shape[0], self.rows.shape[2]) != want:
@@ -215,7 +223,7 @@ def plan(
     require(_whole(steps) and steps >= 1, "steps", "a whole number >= 1", steps)
     require(_whole(begin) and 0 <= begin < steps, "begin", f"a row in 0 .. {steps - 1}", begin)
     steps, begin = int(steps), int(begin)
-    options = _options(chosen, numerics, solver_options)
+    options = options_of(chosen, numerics, solver_options)
     known = isinstance(noise, (str, NoiseSchedule))
     require(known, "noise", "a name or a NoiseSchedule", noise)
     family = NoiseSchedule.named(noise) if isinstance(noise, str) else noise
@@ -231,22 +239,7 @@ def plan(
         times = np.round(times)
     g = _guidance(guidance, steps)
 
-    ages = []
-    draws = np.zeros(steps, dtype=bool)
-    for i in range(begin, steps):
-        row = chosen.row(grid, i, i - begin, **options)
-        draws[i] = chosen.noise or row.next.z != 0 or row.churn is not None
-        numbers = conversion(prediction, grid, i, float(scales[i]), row.churn)
-        ages.append(encode(row, numbers, c_in=float(scales[i + 1])))
-    by_age = np.array(ages)
-    rows = to_slots(by_age, chosen.depths)
-    outputs = [
-        perfect(prediction, float(grid.alpha[i]), float(grid.sigma[i]), float(scales[i]))
-        for i in range(begin, steps)
-    ]
-    silent = draws[begin:] & (options.get("s_noise", 1.0) == 0)
-    check(rows, grid, begin, chosen.depths, outputs, silent)
-    check_rings(rows, chosen.depths, by_age)
+    rows, draws = rows_of(chosen, grid, prediction, scales, begin, options)
     table = np.repeat(rows[:, None, :], g.shape[1], axis=1)
     table[:, :, G] = g[begin:]
     top = float(np.hypot(grid.alpha[begin], grid.sigma[begin]))
@@ -264,13 +257,45 @@ def plan(
         times[begin:],
         grid.alpha[begin:],
         grid.sigma[begin:],
-        draws[begin:],
+        draws,
         chosen.depths,
         top if family.kind == "vp" else float(grid.sigma[begin]),
         float(scales[begin]),
         guidance is not None,
         about,
     )
+
+
+def rows_of(
+    solver: Solver,
+    grid: Grid,
+    prediction: str,
+    scales: Floats,
+    begin: int,
+    options: Mapping[str, Any],
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Rows by ring slot, (N - begin, K), checked, and where noise is drawn, (N - begin,).
+
+    scales  (N + 1,) what the network's input is scaled by at each grid point
+    """
+    ages = []
+    draws = np.zeros(grid.steps - begin, dtype=bool)
+    for i in range(begin, grid.steps):
+        row = solver.row(grid, i, i - begin, **options)
+        each = solver.noise and solver.evaluations == 1  # of two calls the second one draws
+        draws[i - begin] = each or row.next.z != 0 or row.churn is not None
+        numbers = conversion(prediction, grid, i, float(scales[i]), row.churn)
+        ages.append(encode(row, numbers, c_in=float(scales[i + 1])))
+    by_age = np.array(ages)
+    rows = to_slots(by_age, solver.depths)
+    outputs = [
+        perfect(prediction, float(grid.alpha[i]), float(grid.sigma[i]), float(scales[i]))
+        for i in range(begin, grid.steps)
+    ]
+    silent = draws & (options.get("s_noise", 1.0) == 0)
+    check(rows, grid, begin, solver.depths, outputs, silent)
+    check_rings(rows, solver.depths, by_age)
+    return rows, draws
 
 
 def _whole(value: object) -> bool:
@@ -303,7 +328,8 @@ def _choice(name: str, known: tuple[str, ...], got: object) -> None:
     require(isinstance(got, str) and got in known, name, "one of " + ", ".join(known), got)
 
 
-def _options(solver: Solver, numerics: str, given: dict[str, Any]) -> dict[str, Any]:
+def options_of(solver: Solver, numerics: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the solver's row takes: preset, defaults, and what a caller gave, checked."""
     if unknown := given.keys() - solver.options.keys():
         known = ", ".join(solver.options) or "none"
         raise ValueError(

@@ -33,7 +33,7 @@ class Solver:
     state        "vp": alpha^2 + sigma^2 = 1; "ve": x / alpha, as the diffusers class works
     faithful     parameters that reproduce what diffusers computes (see schedulers/quirks.py)
     scheduler    class of diffusers that it replaces, and that class's config for this name
-    aliases      names in ComfyUI / k-diffusion, A1111
+    aliases      names elsewhere: ComfyUI and k-diffusion, A1111, or plain usage
     """
 
     name: str
@@ -49,7 +49,47 @@ class Solver:
     scheduler: tuple[str, Mapping[str, Any]] = ("", {})
     aliases: tuple[str, ...] = ()
 
+    @property
+    def comfyui(self) -> tuple[str, ...]:
+        """Names in ComfyUI's menu, which are those of k-diffusion's functions, too."""
+        return tuple(n for n in (self.name, *self.aliases) if n in COMFYUI)
 
+    @property
+    def a1111(self) -> tuple[str, ...]:
+        """Names in A1111's menu, and its short ones."""
+        return tuple(n for n in self.aliases if n in A1111 or n.startswith("k_"))
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Names that are in neither menu."""
+        return tuple(n for n in self.aliases if n not in (*self.comfyui, *self.a1111))
+
+    @property
+    def draws(self) -> str:
+        """When a run draws random numbers: "always", "never", or "eta > 0" and the like."""
+        if self.noise:
+            return "always"
+        return next((f"{name} > 0" for name in ("eta", "s_churn") if name in self.options), "never")
+
+
+# The menus, to tell whose name an alias is. Of ComfyUI without those that are another method there
+# (.._cfg_pp) or another source of noise (.._gpu).
+COMFYUI = frozenset(
+    (
+        *("euler", "euler_ancestral", "heun", "heunpp2", "dpm_2", "dpm_2_ancestral", "lms"),
+        *("dpm_fast", "dpm_adaptive", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m"),
+        *("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "ddpm", "lcm", "ipndm", "ipndm_v"),
+        *("deis", "res_multistep", "gradient_estimation", "er_sde", "seeds_2", "seeds_3"),
+        *("sa_solver", "sa_solver_pece", "ddim", "uni_pc", "uni_pc_bh2"),
+    )
+)
+A1111 = frozenset(
+    (
+        *("DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a"),
+        *("DPM++ 3M SDE", "Euler a", "Euler", "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast"),
+        *("DPM adaptive", "Restart", "DDIM", "DDIM CFG++", "PLMS", "UniPC", "LCM"),
+    )
+)
 _DPM = "DPMSolverMultistepScheduler"
 _FINAL = {"lower_order_final": True, "euler_at_final": False}
 _TYPE = {"solver_type": "midpoint", **_FINAL}
@@ -196,11 +236,20 @@ def _folded(name: str) -> str:
 _BY_NAME = {_folded(n): row for row in _ROWS for n in (row.name, *row.aliases)}
 
 
+def near(name: str) -> tuple[str, ...]:
+    """Up to three names of solvers that look like this one, the nearest first."""
+    wanted = _folded(name)
+    close = difflib.get_close_matches(wanted, _BY_NAME, n=9)
+    holds = [known for known in _BY_NAME if len(wanted) > 1 and wanted in known]
+    return tuple(dict.fromkeys(_BY_NAME[known].name for known in (*close, *holds)))[:3]
+
+
 def find(name: str) -> Solver:
     """The solver of that name or alias, in any case, with blanks, dashes or underscores."""
     solver = _BY_NAME.get(_folded(name)) if isinstance(name, str) else None
     if solver is None:
-        close = difflib.get_close_matches(_folded(str(name)), _BY_NAME, n=1)
-        hint = f" Did you mean {_BY_NAME[close[0]].name!r}?" if close else ""
+        *first, last = [f"'{close}'" for close in near(str(name))] or [""]
+        guess = f"{', '.join(first)} or {last}" if first else last
+        hint = f" Did you mean {guess}?" if guess else ""
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}; got {name!r}.{hint}")
     return solver

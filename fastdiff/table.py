@@ -25,7 +25,7 @@ HEAD = 7  # g, kx, ke, kz, lo, hi, gain
 G, KX, KE, KZ, LO, HI, GAIN = range(HEAD)
 COLUMNS = 4  # x, m, e, z, before the history
 X, M, E, Z = range(COLUMNS)
-MAX_COLUMNS = 64
+MAX_COLUMNS, MAX_VECTORS = 64, 25  # of a row that a kernel may run: K; P + R
 
 
 def width(keeps: int, history: int) -> int:

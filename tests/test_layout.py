@@ -19,7 +19,9 @@ OP_FILES = {path.stem for path in (PACKAGE / "ops").glob("[!_]*.py")}
 OPS = sorted(stem for stem in OP_FILES if not stem.endswith(PARTS))
 CODE = [
     path
-    for folder in ("fastdiff", "kernels", "csrc", "tests", "benchmarks", "examples")
+    for folder in (
+        *("fastdiff", "kernels", "csrc", "tests", "benchmarks", "examples", "comfyui_fastdiff"),
+    )
     for path in sorted((ROOT / folder).rglob("*"))
     if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh") and "__pycache__" not in path.parts
 ]
@@ -38,6 +40,7 @@ ARROWS = {
     "plan": MATHEMATICS,
     "plan_file": MATHEMATICS,
     "sampling": MATHEMATICS | KERNELS,
+    "k_diffusion": MATHEMATICS | KERNELS | {"sampling"},
     "schedulers": MATHEMATICS | KERNELS,
     "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
     "engine": MATHEMATICS | KERNELS | {"schedulers", "sampling", "accelerate"},
@@ -179,8 +182,10 @@ PROMISE = {
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load
     "TCDScheduler": None,
+    "TableScheduler": "table=None",
     "UniPCMultistepScheduler": None,
     "accelerate": "obj, *, strict=False",
+    "k_diffusion": None,  # a module
     "plan": "solver, *, steps, noise='scaled_linear', spacing='karras', prediction='epsilon', "
     "guidance=None, begin=0, numerics='exact', final_sigma='zero', **solver_options",
     "report": "obj",
@@ -194,7 +199,7 @@ PROMISE = {
 def test_the_public_names_are_these():
     assert sorted(fastdiff.__all__) == sorted(PROMISE)
     assert set(dir(fastdiff)) == {*PROMISE, "SchedulerMixin", "__version__"}
-    assert set(fastdiff._HOME) == {*PROMISE, "SchedulerMixin"}
+    assert {*fastdiff._HOME, *fastdiff._MODULES} == {*PROMISE, "SchedulerMixin"}
 
 
 @pytest.mark.parametrize("name", sorted(PROMISE))

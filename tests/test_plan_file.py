@@ -146,6 +146,10 @@ def put(value, *path):
             broken(put(1e39, "rows", 1, 0, 2)),
             "row 1 of the table holds 1e+39 in column 2; it must hold numbers that are finite in",
         ),
+        (
+            broken(lambda b: (put([24], "depths")(b), put([[[0.0] * 65]] * 4, "rows")(b))),
+            "depths must leave a row at most 64 columns and 25 vectors; got (24,), 65",
+        ),
         (broken(put([1.5], "depths")), "field 'depths' of a plan must hold whole numbers >= 0"),
         (broken(put([-1], "depths")), "field 'depths' of a plan must hold whole numbers >= 0"),
         (broken(put([1.0], "noise_scale")), "field 'noise_scale' of a plan must have 0 dimensions"),

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 
 import fastdiff
-from fastdiff.registry import SOLVERS, find
+from fastdiff.registry import A1111, COMFYUI, SOLVERS, find, near
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda row: row.name)
@@ -73,13 +73,51 @@ def test_users_names(alias, name):
 
 @pytest.mark.parametrize(
     ("wrong", "hint"),
-    [("dpmpp_2n", "dpmpp_2m"), ("eular", "euler"), ("DPM++ 2M SDF", "dpmpp_2m_sde")],
+    [
+        ("dpmpp_2n", "'dpmpp_2m', "),
+        ("eular", "'euler' or 'euler_a'?"),
+        ("DPM++ 2M SDF", "'dpmpp_2m_sde', "),
+        ("3m", "'dpmpp_3m"),
+        ("uni_pc", "'unipc_"),
+    ],
 )
 def test_a_wrong_name_lists_the_right_ones_and_guesses(wrong, hint):
     with pytest.raises(ValueError, match=r"solver must be one of ddim, ddpm, .*") as error:
         find(wrong)
     assert f"got {wrong!r}" in str(error.value)
-    assert f"Did you mean '{hint}'?" in str(error.value)
+    assert f" Did you mean {hint}" in str(error.value)
+    assert all(guess in SOLVERS for guess in near(wrong))
+    assert 1 <= len(near(wrong)) <= 3
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda row: row.name)
+def test_every_name_is_told_once_and_leads_back(solver):
+    told = (*solver.comfyui, *solver.a1111, *solver.others)
+    assert len(told) == len(set(told))
+    assert {solver.name, *told} == {solver.name, *solver.aliases}
+    assert all(find(name) is solver for name in told)
+    assert set(solver.comfyui) <= COMFYUI
+    assert all(name in A1111 or name.startswith("k_") for name in solver.a1111)
+
+
+def test_the_menus_of_others():
+    names = {row.name: (row.comfyui, row.a1111) for row in SOLVERS.values()}
+    assert names["dpmpp_2m"] == (("dpmpp_2m",), ("DPM++ 2M", "k_dpmpp_2m"))
+    assert names["euler_a"] == (("euler_ancestral",), ("Euler a", "k_euler_a"))
+    assert names["dpmpp_1"] == ((), ())
+    assert SOLVERS["dpmpp_3m"].others == ("DPM++ 3M",)
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda row: row.name)
+def test_when_a_solver_draws(solver):
+    option, _, over = solver.draws.partition(" > ")
+    assert (solver.draws == "always") == solver.noise
+    if over:
+        assert fastdiff.plan(solver.name, steps=5, **{option: 0.7}).draw.any()
+        assert not fastdiff.plan(solver.name, steps=5, **{option: 0.0}).draw.any()
+    elif not solver.noise:
+        assert solver.draws == "never"
+        assert not {"eta", "s_churn", "s_noise"} & set(solver.options)
 
 
 @pytest.mark.parametrize("wrong", [None, 3, "", "qqqq"])

@@ -98,3 +98,13 @@ def info(
     from fastdiff.cli.info import print_info
 
     print_info(json=as_json)
+
+
+@app.command()
+def samplers(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Every sampler: order, calls of the network a step, noise, and its names elsewhere."""
+    from fastdiff.cli.samplers import print_samplers
+
+    print_samplers(json=as_json)

@@ -1,0 +1,1 @@
+"""Tests of fastdiff.k_diffusion."""
