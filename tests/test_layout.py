@@ -172,6 +172,7 @@ PROMISE = {
     "DPMSolverMultistepScheduler": None,
     "EulerAncestralDiscreteScheduler": None,
     "EulerDiscreteScheduler": None,
+    "HeunDiscreteScheduler": None,
     "LCMScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load

@@ -19,6 +19,7 @@ from fastdiff.schedulers.ddpm import DDPMScheduler
 from fastdiff.schedulers.deis_multistep import DEISMultistepScheduler
 from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from fastdiff.schedulers.heun import HeunDiscreteScheduler
 from fastdiff.schedulers.lcm import LCMScheduler
 from fastdiff.schedulers.tcd import TCDScheduler
 from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
@@ -33,6 +34,7 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     DEISMultistepScheduler,
     LCMScheduler,
     TCDScheduler,
+    HeunDiscreteScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -123,6 +125,7 @@ __all__ = [
     "DPMSolverMultistepScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
     "LCMScheduler",
     "SchedulerMixin",
     "TCDScheduler",

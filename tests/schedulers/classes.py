@@ -22,7 +22,8 @@ UNIPC = "UniPCMultistepScheduler"
 DEIS = "DEISMultistepScheduler"
 LCM = "LCMScheduler"
 TCD = "TCDScheduler"
-NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD)
+HEUN = "HeunDiscreteScheduler"
+NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD, HEUN)
 
 
 def takes(name: str, argument: str) -> bool:
@@ -33,6 +34,11 @@ def takes(name: str, argument: str) -> bool:
 def stock(name: str) -> Any:
     """diffusers' class of that name."""
     return getattr(diffusers, name)
+
+
+def calls(name: str, steps: int) -> int:
+    """How often `step` is called in a run of that many steps."""
+    return steps if stock(name).order == 1 else 2 * steps - 1
 
 
 # what tests ask of a class; never its place in NAMES

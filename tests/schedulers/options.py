@@ -143,6 +143,17 @@ TABLE["LCMScheduler"] = (
     }
 )
 TABLE["TCDScheduler"] = TABLE["LCMScheduler"] | {"step.eta": [0.3, 0.0, 1.0]}
+TABLE["HeunDiscreteScheduler"] = (
+    {key: values for key, values in _SCHEDULE.items() if key != "rescale_betas_zero_snr"}
+    | _CLIP
+    | {
+        "beta_schedule": ["linear", "scaled_linear", "squaredcos_cap_v2", "exp"],
+        "prediction_type": ["epsilon", "sample", "v_prediction"],
+        "use_karras_sigmas": [False, True],
+        "use_exponential_sigmas": [False, False, True],
+        "use_beta_sigmas": [False, False, True],
+    }
+)
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -205,7 +216,8 @@ def draw(name: str, steps: int, seed: int) -> Case:
         s = case.levels
         if hasattr(s, "sigmas") and len(s.sigmas) <= len(s.timesteps):
             continue  # diffusers makes more timesteps than noise levels and runs over the end
-        if len(set(s.timesteps.tolist())) == len(s.timesteps):
+        times = s.timesteps[:: s.order].tolist()  # of whole steps
+        if len(set(times)) == len(times):
             return case
         # Without set_begin_index diffusers takes the second of two equal timesteps, a wrong level.
         return replace(case, begin=(begin, True))

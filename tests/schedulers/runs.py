@@ -18,13 +18,19 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from . import double_precision, double_precision_consistency, double_precision_exponential
+from . import (
+    double_precision,
+    double_precision_consistency,
+    double_precision_exponential,
+    double_precision_two_calls,
+)
 from .classes import ONE_RESULT, ours, stock
 
 RECURSION = (
     double_precision.RECURSION
     | double_precision_exponential.RECURSION
     | double_precision_consistency.RECURSION
+    | double_precision_two_calls.RECURSION
 )
 SPREAD, REACH = 0.8, 2.5  # standard deviation of the data; largest prediction
 
@@ -56,10 +62,15 @@ def prepare(cls: type, case: Case) -> Any:
     return scheduler
 
 
+def called_at(s: Any, i: int) -> float:
+    """sigma / alpha where the network is called on step i, of a class that has sigmas."""
+    return float(s.sigmas[i])
+
+
 def level(s: Any, i: int) -> tuple[float, float, float]:
     """(alpha, sigma, scale of the latents) where the network is called on step i."""
-    if hasattr(s, "lambda_t") or hasattr(s, "is_scale_input_called"):
-        ratio = float(s.sigmas[i])
+    if s.order == 2 or hasattr(s, "lambda_t") or hasattr(s, "is_scale_input_called"):
+        ratio = called_at(s, i)
         if s.config.get("use_flow_sigmas"):
             return 1 - ratio, ratio, 1.0
         alpha = 1 / math.sqrt(1 + ratio**2)

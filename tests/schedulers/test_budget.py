@@ -13,7 +13,7 @@ import torch
 
 from tests.fake_device import FakeDevice
 
-from .classes import HOME, NAMES, SD, WITH_INDEX, WITH_SIGMAS, ours, stock
+from .classes import HOME, NAMES, SD, WITH_INDEX, WITH_SIGMAS, calls, ours, stock
 
 SHAPE = (1, 4, 64, 64)
 LATENT = 4 * 64 * 64
@@ -33,6 +33,7 @@ CASES = {
     ],
     "DEISMultistepScheduler": [{}, {"solver_order": 3, "use_karras_sigmas": True}],
     "LCMScheduler": [{}, {"prediction_type": "v_prediction"}],
+    "HeunDiscreteScheduler": [{}, {"prediction_type": "v_prediction", "clip_sample": True}],
     "TCDScheduler": [{}, {"call": {"eta": 0.0}}, {"prediction_type": "sample"}],
     "DDIMScheduler": [{"clip_sample": False}, {}, {"call": {"eta": 1.0}}],
     "EulerDiscreteScheduler": [{}, {"call": {"s_churn": 30.0}}],
@@ -130,7 +131,7 @@ def test_a_run_that_starts_in_the_middle_has_the_same_budget(name):
         assert device.blocking_uploads == []
         assert len(device.uploads) <= 1
     if name in WITH_INDEX:
-        assert scheduler.step_index == STEPS
+        assert scheduler.step_index == calls(name, STEPS)
 
 
 @pytest.mark.usefixtures("_subclasses_reach_the_op")

@@ -11,7 +11,21 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from .classes import DDIM, DDPM, DEIS, DPM, EULER, EULER_A, HOME, ONE_RESULT, SD, UNIPC, ours, stock
+from .classes import (
+    DDIM,
+    DDPM,
+    DEIS,
+    DPM,
+    EULER,
+    EULER_A,
+    HEUN,
+    HOME,
+    ONE_RESULT,
+    SD,
+    UNIPC,
+    ours,
+    stock,
+)
 from .runs import Case, finite, gaps, mine, prepare, reference, run, theirs
 
 REL = 1e-5
@@ -77,6 +91,7 @@ def test_every_deviation_on_the_list_has_a_test():
         Case(EULER, SD, 20, {"s_churn": 20.0}),
         Case(EULER_A, SD, 20),
         Case(UNIPC, SD | {"solver_order": 3, "use_karras_sigmas": True}, 20),
+        Case(HEUN, SD, 20),
         Case(DEIS, SD | {"solver_order": 3}, 20),
     ],
     ids=lambda case: f"{case.name}-{len(case.config)}",

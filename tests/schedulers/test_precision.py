@@ -46,6 +46,12 @@ CASES = {
     "deis-3-v": Case(
         "DEISMultistepScheduler", SD | {"solver_order": 3, "prediction_type": "v_prediction"}, 20
     ),
+    "heun": Case("HeunDiscreteScheduler", SD, 20),
+    "heun-v-karras": Case(
+        "HeunDiscreteScheduler",
+        SD | {"prediction_type": "v_prediction", "use_karras_sigmas": True},
+        20,
+    ),
     "lcm": Case("LCMScheduler", SD, 8),
     "tcd": Case("TCDScheduler", SD | {"prediction_type": "v_prediction"}, 8),
     "ddpm": Case("DDPMScheduler", SD | {"clip_sample": False}, 20),

@@ -14,7 +14,7 @@ import torch
 
 import fastdiff
 
-from .classes import DDIM, DDPM, DPM, NAMES, SD, UNIPC, both, counted, ours, stock
+from .classes import DDIM, DDPM, DPM, NAMES, SD, UNIPC, both, calls, counted, ours, stock
 from .loops import compare, loop, same
 from .pipelines import networks, pipeline
 
@@ -96,7 +96,7 @@ def test_a_fresh_interpreter_loads_ours_after_import_fastdiff_alone(saved):
             assert type(theirs.from_pretrained(top / "ours" / name / "scheduler")) is theirs
             s = pickle.loads((top / f"{name}.pickle").read_bytes())
             assert type(s) is getattr(fastdiff, name) and s.numerics == "exact"
-            assert len(s.timesteps) == 4
+            assert len(s.timesteps) == (4 if s.order == 1 else 7)
         print("loaded")
         """,
         saved,
@@ -142,7 +142,7 @@ class TestAccelerate:
         assert type(theirs).__module__ == stock(name).__module__
         for a, b in zip(loop(theirs), expected, strict=True):
             same(a, b)
-        assert counted(theirs).fused == 8
+        assert counted(theirs).fused == calls(name, 8)
 
     def test_twice_is_once(self, name):
         s = fastdiff.accelerate(stock(name)(**SD))
@@ -192,7 +192,7 @@ class TestAccelerate:
             assert twin.numerics == "exact"
             assert torch.equal(twin.timesteps, s.timesteps)
             twin.set_timesteps(3)
-            assert len(s.timesteps) == 8
+            assert len(s.timesteps) == calls(name, 8)
         again = type(s).from_config(s.config)
         assert isinstance(again, stock(name))
 
@@ -308,8 +308,8 @@ class TestReport:
         assert "strict" not in s.__dict__
 
     def test_strict_swaps_all_or_nothing(self):
-        pipe = Two(stock(DDIM)(**SD), diffusers.HeunDiscreteScheduler())
-        with pytest.raises(ValueError, match=r"second cannot be accelerated: .*Heun"):
+        pipe = Two(stock(DDIM)(**SD), diffusers.VQDiffusionScheduler(8))
+        with pytest.raises(ValueError, match=r"second cannot be accelerated: .*VQDiffusion"):
             fastdiff.accelerate(pipe, strict=True)
         assert type(pipe.first) is stock(DDIM)
         assert "strict" not in pipe.first.__dict__

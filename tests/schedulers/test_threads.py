@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from .classes import DDIM, DDPM, DEIS, DPM, EULER, EULER_A, LCM, SD, TCD, UNIPC, ours
+from .classes import DDIM, DDPM, DEIS, DPM, EULER, EULER_A, HEUN, LCM, SD, TCD, UNIPC, ours
 from .loops import loop
 
 CASES = [
@@ -23,6 +23,7 @@ CASES = [
     (UNIPC, {"solver_order": 3}),
     (DEIS, {"solver_order": 3}),
     (LCM, {}),
+    (HEUN, {}),
     (TCD, {}),
 ]
 _fresh = itertools.count()

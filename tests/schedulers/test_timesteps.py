@@ -186,7 +186,8 @@ def test_timesteps_that_are_views_themselves(name, cut):
         scheduler.timesteps = scheduler.timesteps[cut]
         scheduler.sigmas = scheduler.sigmas[cut]
     x = latents(s)
-    for i, t in enumerate(s.timesteps[3:], 3):
+    first = 4 if s.order == 2 else 3  # where a whole step begins
+    for i, t in enumerate(s.timesteps[first:], first):
         more = {"generator": None} if name == DPM else {}
         pair = []
         for scheduler, step in ((s, t), (theirs, theirs.timesteps[i])):
@@ -205,8 +206,9 @@ def test_a_timestep_of_an_earlier_run_is_looked_up(name):
     s.set_timesteps(STEPS)
     old = s.timesteps
     s.set_timesteps(STEPS)
-    s._init_step_index(old[5])
-    assert s.step_index == 5
+    place = 6 if s.order == 2 else 5  # where a whole step begins
+    s._init_step_index(old[place])
+    assert s.step_index == place
     assert counted(s).looked_up == 1
 
 

@@ -36,6 +36,7 @@ FILES = {
     "DEISMultistepScheduler": "test_scheduler_deis.py",
     "LCMScheduler": "test_scheduler_lcm.py",
     "TCDScheduler": "test_scheduler_tcd.py",
+    "HeunDiscreteScheduler": "test_scheduler_heun.py",
 }
 
 

@@ -27,6 +27,7 @@ NAMES = (
     "DEISMultistepScheduler",
     "LCMScheduler",
     "TCDScheduler",
+    "HeunDiscreteScheduler",
 )
 OURS = {getattr(diffusers, name): getattr(schedulers, name) for name in NAMES}
 tested: set[type] = set()
