@@ -227,7 +227,7 @@ def test_unipc(order, predict, solver_type):
 
 
 def test_heun():
-    """Karras et al. 2022, algorithm 1, in y = x / alpha: both slopes, each with half of the step."""
+    """Karras et al. 2022, algorithm 1, in y = x / alpha: half of the step with each slope."""
     with mpmath.workdps(DIGITS):
         for grid, i in cases():
             (a, s, _), (a1, s1, _) = level(grid, i), level(grid, i + 1)

@@ -2,8 +2,8 @@
 
 With sh = sigma / alpha the ODE is d(x / alpha) / d sh = n, so
 
-    x'  = a' (x / a + (sh' - sh) n)                  an Euler step, to where the network is asked again
-    x'' = a' (x / a + (sh' - sh) (n + n') / 2)       the same step with the slope at both its ends
+    x'  = a' (x / a + (sh' - sh) n)                  an Euler step, to where the network is called
+    x'' = a' (x / a + (sh' - sh) (n + n') / 2)       the step again with the slopes at both ends
 
 Each is a row, so a grid holds every inner level twice: a row between two equal levels takes the
 step before it again.  The step to level 0 has no second half, for the network has no noise there

@@ -34,7 +34,7 @@ from .options import TABLE, accepted, draw
 from .runs import Case, finite, gaps, level, mine, reference, theirs
 
 REL = 1e-5
-COUNT = {8: 150, 20: 80, 50: 30}  # draws per class; DPM-Solver has twice the options and the draws
+COUNT = {8: 150, 20: 80, 50: 30}  # draws per class, times
 WEIGHT = {
     "DPMSolverMultistepScheduler": 2,
     "HeunDiscreteScheduler": 0.4,

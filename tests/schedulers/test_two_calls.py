@@ -1,4 +1,4 @@
-"""Schedulers whose step is two calls: what the first leaves for the second, and edits in between."""
+"""Schedulers whose step is two calls: what the first leaves for the second, edits in between."""
 
 import pytest
 import torch
