@@ -231,7 +231,7 @@ def plan(
         times = times_of(family, spacing, ratios)
     else:
         whole = ratios_of(family, spacing, steps // 2 + 1, final_sigma)
-        ratios = chosen.points(whole, steps)
+        ratios = chosen.points(whole, steps, **options)
         times = family.time_of(ratios[:-1])
     grid, scales = _grid(chosen, family, ratios)
     if numerics == "faithful":

@@ -18,7 +18,6 @@ from fastdiff.solvers.ddim import ddim
 from fastdiff.solvers.ddpm import ddpm
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.euler import euler, euler_ancestral
-from fastdiff.solvers.heun import heun
 from fastdiff.solvers.row import Grid
 from fastdiff.solvers.unipc import unipc
 
@@ -224,22 +223,6 @@ def test_unipc(order, predict, solver_type):
             for got, w, size in zip((made, *both.next.h), want, sizes, strict=False):
                 assert abs(got - w) < 1e-11 * size
             assert close(both.next.h[-1], x * start)
-
-
-def test_heun():
-    """Karras et al. 2022, algorithm 1, in y = x / alpha: half of the step with each slope."""
-    with mpmath.workdps(DIGITS):
-        for grid, i in cases():
-            (a, s, _), (a1, s1, _) = level(grid, i), level(grid, i + 1)
-            length = a1 * (s1 / a1 - s / a)
-            two = Grid(*(np.array([v[i], v[i + 1], v[i + 1]]) for v in (grid.alpha, grid.sigma)))
-            first, second = heun(two, 0, 0), heun(two, 1, 1)
-            assert close(first.next.x, a1 / a)
-            assert close(first.next.n, length)
-            assert [(w.x, w.d, w.n) for w in first.keep] == [(0, 0, 1), (1, 0, 0)]
-            assert (second.next.x, second.next.d) == (0, 0)
-            got, want = (second.next.n, *second.next.h), (length / 2, length / 2, a1 / a)
-            assert all(map(close, got, want))
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])

@@ -173,6 +173,8 @@ PROMISE = {
     "EulerAncestralDiscreteScheduler": None,
     "EulerDiscreteScheduler": None,
     "HeunDiscreteScheduler": None,
+    "KDPM2AncestralDiscreteScheduler": None,
+    "KDPM2DiscreteScheduler": None,
     "LCMScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load

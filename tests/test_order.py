@@ -68,6 +68,8 @@ MEASURED = [  # order in the last interval, as known for these methods
     ("euler", {}, 0.95),
     ("euler_a", {"eta": 0.0}, 0.95),
     ("heun", {}, 2.01),
+    ("kdpm2", {}, 1.95),
+    ("kdpm2_a", {"eta": 0.0}, 1.95),
     ("dpmpp_1", OPEN, 0.95),
     ("dpmsolver_1", OPEN, 0.95),
     ("dpmpp_2m", OPEN, 1.99),

@@ -57,8 +57,9 @@ def test_begin_cuts_the_first_rows(solver, begin):
     whole = fastdiff.plan(solver, steps=8)
     late = fastdiff.plan(solver, steps=8, begin=begin)
     assert late.steps == 8 - begin
-    for name in ("timesteps", "draw"):
-        np.testing.assert_array_equal(getattr(late, name), getattr(whole, name)[begin:])
+    np.testing.assert_array_equal(late.timesteps, whole.timesteps[begin:])
+    cold = 1 if solver in TWO else 0  # from a middle on there is no second half, which would draw
+    np.testing.assert_array_equal(late.draw[cold:], whole.draw[begin + cold :])
     for name in ("alpha", "sigma"):
         np.testing.assert_array_equal(getattr(late, name), getattr(whole, name)[begin:])
     if not whole.depths:
@@ -320,8 +321,11 @@ def test_a_plan_of_wrong_shapes_is_refused():
 def test_random_numbers_are_drawn_where_the_solver_is_one_with_noise():
     """Also on rows whose weight is 0, so that seeds do not shift."""
     for solver in SOLVERS:
-        if solver not in TWO:
-            assert fastdiff.plan(solver, steps=6).draw.tolist() == [SOLVERS[solver].noise] * 6
+        noise = SOLVERS[solver].noise
+        second = [False, noise, False, noise, False, False]  # the last two are Euler steps
+        assert fastdiff.plan(solver, steps=6).draw.tolist() == (
+            second if solver in TWO else [noise] * 6
+        )
     assert fastdiff.plan("ddim", steps=4, eta=0.5).draw.tolist() == [True, True, True, False]
     limits = {"s_churn": 4.0, "s_tmin": 1.0}
     plan = fastdiff.plan("euler", steps=4, spacing=[9.0, 3.0, 0.5, 0.1], **limits)

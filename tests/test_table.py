@@ -41,7 +41,7 @@ def parts(solver, prediction="epsilon", begin=0, **options):
     whole = STEPS if chosen.points is None else STEPS // 2 + 1
     ratios = np.append(levels(family, "exponential", whole), 0.01)
     if chosen.points is not None:
-        ratios = chosen.points(ratios, STEPS)
+        ratios = chosen.points(ratios, STEPS, **chosen.options)
     alpha, sigma = family.alpha_sigma(ratios)
     scale = np.ones(STEPS + 1)
     if chosen.state == "ve":

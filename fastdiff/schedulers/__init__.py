@@ -20,6 +20,10 @@ from fastdiff.schedulers.deis_multistep import DEISMultistepScheduler
 from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from fastdiff.schedulers.heun import HeunDiscreteScheduler
+from fastdiff.schedulers.kdpm2 import (
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+)
 from fastdiff.schedulers.lcm import LCMScheduler
 from fastdiff.schedulers.tcd import TCDScheduler
 from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
@@ -35,6 +39,8 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     LCMScheduler,
     TCDScheduler,
     HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -126,6 +132,8 @@ __all__ = [
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "SchedulerMixin",
     "TCDScheduler",

@@ -21,7 +21,7 @@ START = Weights(x=1.0)  # keep the sample that a step begins with
 NOTHING = Weights()  # the row keeps nothing that a later one reads
 
 
-def repeated(levels: Floats, steps: int) -> Floats:
+def repeated(levels: Floats, steps: int, **_: object) -> Floats:
     """Levels (steps // 2 + 2,) as the points of `steps` rows: the inner ones twice.
 
     An even number of rows leaves the second half of the last inner step out.

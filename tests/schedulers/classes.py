@@ -23,7 +23,14 @@ DEIS = "DEISMultistepScheduler"
 LCM = "LCMScheduler"
 TCD = "TCDScheduler"
 HEUN = "HeunDiscreteScheduler"
-NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD, HEUN)
+KDPM2 = "KDPM2DiscreteScheduler"
+KDPM2_A = "KDPM2AncestralDiscreteScheduler"
+NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD, HEUN, KDPM2, KDPM2_A)
+
+
+PLAIN_TIMES = {  # diffusers' own, in whose place conftest.py puts a faster one
+    name: getattr(diffusers, name)._sigma_to_t for name in (KDPM2, KDPM2_A)
+}
 
 
 def takes(name: str, argument: str) -> bool:

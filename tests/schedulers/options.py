@@ -154,6 +154,12 @@ TABLE["HeunDiscreteScheduler"] = (
         "use_beta_sigmas": [False, False, True],
     }
 )
+TABLE["KDPM2DiscreteScheduler"] = TABLE["KDPM2AncestralDiscreteScheduler"] = {
+    key: values for key, values in TABLE["HeunDiscreteScheduler"].items() if key not in _CLIP
+} | {
+    "beta_schedule": _SCHEDULE["beta_schedule"],
+    "prediction_type": ["epsilon", "v_prediction"],  # "sample" is not implemented there
+}
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",

@@ -64,6 +64,8 @@ def prepare(cls: type, case: Case) -> Any:
 
 def called_at(s: Any, i: int) -> float:
     """sigma / alpha where the network is called on step i, of a class that has sigmas."""
+    if i % 2 and hasattr(s, "sigmas_interpol"):  # in the middle of a whole step
+        return float(s.sigmas_interpol[i - 1 if hasattr(s, "sigmas_up") else i])
     return float(s.sigmas[i])
 
 

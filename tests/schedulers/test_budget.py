@@ -34,6 +34,8 @@ CASES = {
     "DEISMultistepScheduler": [{}, {"solver_order": 3, "use_karras_sigmas": True}],
     "LCMScheduler": [{}, {"prediction_type": "v_prediction"}],
     "HeunDiscreteScheduler": [{}, {"prediction_type": "v_prediction", "clip_sample": True}],
+    "KDPM2DiscreteScheduler": [{}, {"use_karras_sigmas": True}],
+    "KDPM2AncestralDiscreteScheduler": [{}],
     "TCDScheduler": [{}, {"call": {"eta": 0.0}}, {"prediction_type": "sample"}],
     "DDIMScheduler": [{"clip_sample": False}, {}, {"call": {"eta": 1.0}}],
     "EulerDiscreteScheduler": [{}, {"call": {"s_churn": 30.0}}],

@@ -21,6 +21,8 @@ from .classes import (
     EULER,
     EULER_A,
     HEUN,
+    KDPM2,
+    KDPM2_A,
     LCM,
     NAMES,
     SD,
@@ -137,6 +139,8 @@ NEW = {
     LCM: {"prediction_type": "v_prediction", "timestep_scaling": 3.0},
     TCD: {"prediction_type": "v_prediction"},
     HEUN: {"prediction_type": "v_prediction", "clip_sample": True},
+    KDPM2: {"prediction_type": "v_prediction"},
+    KDPM2_A: {"prediction_type": "v_prediction"},
 }
 
 

@@ -63,6 +63,14 @@ KINDS = {
         "sample": {"prediction_type": "sample"},
         "v": {"prediction_type": "v_prediction"},
     },
+    "KDPM2DiscreteScheduler": {
+        "epsilon": {},
+        "v": {"prediction_type": "v_prediction"},
+    },
+    "KDPM2AncestralDiscreteScheduler": {
+        "epsilon": {},
+        "v": {"prediction_type": "v_prediction"},
+    },
     "DDIMScheduler": {
         "epsilon": {"clip_sample": False},
         "clip": {},

@@ -23,6 +23,8 @@ from .classes import (
     EULER,
     EULER_A,
     HEUN,
+    KDPM2,
+    KDPM2_A,
     LCM,
     NAMES,
     SD,
@@ -46,6 +48,8 @@ CONFIGS = {
     LCM: [{}],
     TCD: [{}],
     HEUN: [{}],
+    KDPM2: [{}],
+    KDPM2_A: [{}],
     DEIS: [{}, {"solver_order": 3, "use_karras_sigmas": True}],
 }
 BUILT_IN = Path(fastdiff.__file__).parent / "shapes" / "weights" / "base"

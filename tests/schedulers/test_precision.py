@@ -52,6 +52,10 @@ CASES = {
         SD | {"prediction_type": "v_prediction", "use_karras_sigmas": True},
         20,
     ),
+    "kdpm2": Case("KDPM2DiscreteScheduler", SD, 20),
+    "kdpm2-a-v": Case(
+        "KDPM2AncestralDiscreteScheduler", SD | {"prediction_type": "v_prediction"}, 20
+    ),
     "lcm": Case("LCMScheduler", SD, 8),
     "tcd": Case("TCDScheduler", SD | {"prediction_type": "v_prediction"}, 8),
     "ddpm": Case("DDPMScheduler", SD | {"clip_sample": False}, 20),

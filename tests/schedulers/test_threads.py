@@ -10,7 +10,22 @@ import threading
 import pytest
 import torch
 
-from .classes import DDIM, DDPM, DEIS, DPM, EULER, EULER_A, HEUN, LCM, SD, TCD, UNIPC, ours
+from .classes import (
+    DDIM,
+    DDPM,
+    DEIS,
+    DPM,
+    EULER,
+    EULER_A,
+    HEUN,
+    KDPM2,
+    KDPM2_A,
+    LCM,
+    SD,
+    TCD,
+    UNIPC,
+    ours,
+)
 from .loops import loop
 
 CASES = [
@@ -24,6 +39,8 @@ CASES = [
     (DEIS, {"solver_order": 3}),
     (LCM, {}),
     (HEUN, {}),
+    (KDPM2, {}),
+    (KDPM2_A, {}),
     (TCD, {}),
 ]
 _fresh = itertools.count()

@@ -3,10 +3,14 @@
 import pytest
 import torch
 
-from .classes import HEUN, SD, both, ours
-from .loops import SHAPE, answer, compare, first_step, follow, loop, same
+from .classes import HEUN, KDPM2, KDPM2_A, PLAIN_TIMES, SD, both, ours
+from .loops import SHAPE, answer, compare, first_step, follow, loop, same, seeded
 
-LEFT = {HEUN: ("dt", "prev_derivative", "sample")}  # attributes that a first half fills
+LEFT = {  # attributes that a first half fills
+    HEUN: ("dt", "prev_derivative", "sample"),
+    KDPM2: ("sample",),
+    KDPM2_A: ("sample",),
+}
 NAMES = list(LEFT)
 
 
@@ -90,7 +94,7 @@ def test_a_refused_second_half_changes_nothing(name):
     assert s.step_index == 1
     assert not s.state_in_first_order
     clean, t, e, x = half_way(name)
-    assert torch.equal(s.step(e, t, x).prev_sample, clean.step(e, t, x).prev_sample)
+    assert torch.equal(*(one.step(e, t, x, **seeded(one)).prev_sample for one in (s, clean)))
 
 
 @pytest.mark.parametrize("name", [HEUN])
@@ -121,3 +125,26 @@ def test_a_whole_step_begins_at_the_second_of_two_equal_timesteps(name):
         s._step_index = None
         s._init_step_index(s.timesteps[i])
         assert s.step_index == (i + 1 if s.timesteps[i] == s.timesteps[i + 1] else i)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("name", PLAIN_TIMES)
+def test_the_times_of_middles_are_diffusers_own(name, schedule):
+    s = ours(name)(beta_schedule=schedule)
+    for steps in (2, 7, 40):
+        s.set_timesteps(steps)
+        for sigma in s.sigmas_interpol[:-3]:
+            plain = PLAIN_TIMES[name](s, sigma, s.log_sigmas)
+            made = s._sigma_to_t(sigma, s.log_sigmas)
+            assert made.dtype == plain.dtype
+            assert torch.equal(made.nan_to_num(-1), plain.nan_to_num(-1))
+
+
+def test_sigma_down_of_a_long_step_is_a_number():
+    """diffusers: 0, or the root of a number below 0."""
+    s = ours(KDPM2_A)(beta_schedule="squaredcos_cap_v2")
+    s.set_timesteps(2)
+    high, low = s.sigmas[:2].tolist()
+    assert float(s.sigmas_down[0]) == pytest.approx(low**2 / high, rel=1e-6)
+    assert float(s.sigmas_interpol[0]) == pytest.approx(low, rel=1e-6)
+    assert all(torch.isfinite(x).all() for x in loop(s, steps=2))

@@ -28,6 +28,8 @@ NAMES = (
     "LCMScheduler",
     "TCDScheduler",
     "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
 )
 OURS = {getattr(diffusers, name): getattr(schedulers, name) for name in NAMES}
 tested: set[type] = set()
