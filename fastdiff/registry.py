@@ -15,7 +15,9 @@ from fastdiff.solvers.ddim import ddim
 from fastdiff.solvers.ddpm import ddpm
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.euler import euler, euler_ancestral
-from fastdiff.solvers.row import Row
+from fastdiff.solvers.heun import heun, repeated
+from fastdiff.solvers.kdpm2 import kdpm2, middles
+from fastdiff.solvers.row import Floats, Row
 from fastdiff.solvers.unipc import unipc
 
 
@@ -30,6 +32,7 @@ class Solver:
     order        order of convergence of the deterministic form, from a cold start
     noise        True if a run draws random numbers with the default options
     evaluations  calls of the network a step
+    points       (levels, rows, **options) -> the rows' grid, where a step has two rows
     state        "vp": alpha^2 + sigma^2 = 1; "ve": x / alpha, as the diffusers class works
     faithful     parameters that reproduce what diffusers computes (see schedulers/quirks.py)
     scheduler    class of diffusers that it replaces, and that class's config for this name
@@ -42,6 +45,7 @@ class Solver:
     noise: bool = False
     depths: tuple[int, ...] = ()
     evaluations: int = 1
+    points: Callable[..., Floats] | None = None
     state: str = "vp"
     preset: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -181,6 +185,41 @@ _ROWS = (
         options={"eta": 1.0, "s_noise": 1.0},
         scheduler=("EulerAncestralDiscreteScheduler", {}),
         aliases=("euler_ancestral", "Euler a", "k_euler_a"),
+    ),
+    Solver(
+        "heun",
+        heun,
+        2,
+        depths=(1, 1),
+        evaluations=2,
+        points=repeated,
+        state="ve",
+        scheduler=("HeunDiscreteScheduler", {}),
+        aliases=("Heun", "k_heun"),
+    ),
+    Solver(
+        "kdpm2",
+        kdpm2,
+        2,
+        depths=(1,),
+        evaluations=2,
+        points=middles,
+        state="ve",
+        scheduler=("KDPM2DiscreteScheduler", {}),
+        aliases=("dpm_2", "DPM2", "k_dpm_2"),
+    ),
+    Solver(
+        "kdpm2_a",
+        kdpm2,
+        2,
+        noise=True,
+        depths=(1,),
+        evaluations=2,
+        points=middles,
+        state="ve",
+        options={"eta": 1.0, "s_noise": 1.0},
+        scheduler=("KDPM2AncestralDiscreteScheduler", {}),
+        aliases=("dpm_2_ancestral", "DPM2 a", "k_dpm_2_a"),
     ),
     _dpm("dpmpp_1", 1, _DATA),
     _dpm("dpmpp_2m", 2, _DATA, "DPM++ 2M", "k_dpmpp_2m"),

@@ -134,7 +134,8 @@ def to_slots(rows: Floats, depths: tuple[int, ...]) -> Floats:
             for age in range(1, depth + 1):
                 slot = first + (j - age) % depth
                 c[:, COLUMNS + slot] = old[:, COLUMNS + first + age - 1]
-            line[len(line) - keeps + p] = first + j % depth if depth else -1  # only returned
+            held = depth and c[1 + p].any()  # else only returned, or nothing at all
+            line[len(line) - keeps + p] = first + j % depth if held else -1
             first += depth
     return out
 

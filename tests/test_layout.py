@@ -178,6 +178,9 @@ PROMISE = {
     "FlowMatchEulerDiscreteScheduler": None,
     "FlowMatchHeunDiscreteScheduler": None,
     "FlowMatchLCMScheduler": None,
+    "HeunDiscreteScheduler": None,
+    "KDPM2AncestralDiscreteScheduler": None,
+    "KDPM2DiscreteScheduler": None,
     "LCMScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load

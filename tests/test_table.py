@@ -38,7 +38,10 @@ def parts(solver, prediction="epsilon", begin=0, **options):
     """(rows by slot, rows by age, grid, begin, depths, outputs) as `plan` makes them."""
     chosen = SOLVERS[solver]
     family = NoiseSchedule.vp()
-    ratios = np.append(levels(family, "exponential", STEPS), 0.01)
+    whole = STEPS if chosen.points is None else STEPS // 2 + 1
+    ratios = np.append(levels(family, "exponential", whole), 0.01)
+    if chosen.points is not None:
+        ratios = chosen.points(ratios, STEPS, **chosen.options)
     alpha, sigma = family.alpha_sigma(ratios)
     scale = np.ones(STEPS + 1)
     if chosen.state == "ve":
@@ -122,6 +125,8 @@ def test_no_wrong_slot_passes(solver):
     depths = rest[3]
     history, wide = sum(depths), COLUMNS + sum(depths)
     for j in range(STEPS - depths[0]):
+        if SOLVERS[solver].points is not None and rows[j, -1] < 0:
+            continue  # a row of two that keeps nothing
         for slot in range(-1, history):
             if slot == rows[j, -1]:
                 continue

@@ -22,6 +22,11 @@ from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDisc
 from fastdiff.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
 from fastdiff.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
 from fastdiff.schedulers.flow_match_lcm import FlowMatchLCMScheduler
+from fastdiff.schedulers.heun import HeunDiscreteScheduler
+from fastdiff.schedulers.kdpm2 import (
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+)
 from fastdiff.schedulers.lcm import LCMScheduler
 from fastdiff.schedulers.tcd import TCDScheduler
 from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
@@ -39,6 +44,9 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
     FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -133,6 +141,9 @@ __all__ = [
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "SchedulerMixin",
     "TCDScheduler",

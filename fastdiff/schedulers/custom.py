@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 
@@ -73,3 +73,21 @@ def exact_timesteps(scheduler: Any) -> Tensor:
         times = scheduler._sigma_to_t(sigmas, np.log(levels.astype(np.float64)))
         timesteps = torch.from_numpy(times.round().astype(np.int64))
     return timesteps
+
+
+def sigmas_to_run(
+    values: ArrayLike | Tensor, steps: int | None, alphas_cumprod: Tensor
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(sigmas (N + 1,), timesteps (N,)) of custom sigmas / alphas, (N + 1,) or (N,)."""
+    sigmas = vector("sigmas", values)
+    descending("sigmas", sigmas)
+    if steps is not None and steps not in (len(sigmas), len(sigmas) - 1):
+        raise ValueError(
+            f"num_inference_steps must be None or the number of sigmas; got {steps} and "
+            f"{len(sigmas)} sigmas"
+        )
+    if sigmas[-1] != 0 and len(sigmas) - 1 != steps:
+        sigmas = np.append(sigmas, 0.0)
+    levels = np.asarray(((1 - alphas_cumprod) / alphas_cumprod) ** 0.5)
+    times = np.interp(np.log(sigmas[:-1]), np.log(levels), np.arange(len(levels)))
+    return sigmas.astype(np.float32), times.astype(np.float32)

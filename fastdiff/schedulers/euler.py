@@ -19,7 +19,13 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastdiff.schedulers.custom import descending, vector, whole_steps, without_shift
+from fastdiff.schedulers.custom import (
+    descending,
+    sigmas_to_run,
+    vector,
+    whole_steps,
+    without_shift,
+)
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
 from fastdiff.schedulers.timestep import INTEGERS, an_index
 from fastdiff.solvers.euler import euler, euler_ancestral
@@ -100,23 +106,6 @@ class EulerStep(FusedStep):
         )
         self._step_index = i + 1
         return prev, x0
-
-    def _sigmas_to_run(
-        self, values: Tensor | ArrayLike, steps: int | None
-    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """(sigmas (N + 1,), timesteps (N,)) float32 of custom sigmas, (N + 1,) or (N,)."""
-        sigmas = vector("sigmas", values)
-        descending("sigmas", sigmas)
-        if steps is not None and steps not in (len(sigmas), len(sigmas) - 1):
-            raise ValueError(
-                f"num_inference_steps must be None or the number of sigmas; got {steps} and "
-                f"{len(sigmas)} sigmas"
-            )
-        if sigmas[-1] != 0 and len(sigmas) - 1 != steps:
-            sigmas = np.append(sigmas, 0.0)
-        levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
-        times = np.interp(np.log(sigmas[:-1]), np.log(levels), np.arange(len(levels)))
-        return sigmas.astype(np.float32), times.astype(np.float32)
 
 
 class EulerDiscreteScheduler(EulerStep, diffusers.EulerDiscreteScheduler):  # type: ignore[misc]
@@ -205,7 +194,7 @@ class EulerAncestralDiscreteScheduler(
         if timesteps is not None and sigmas is not None:
             raise ValueError("pass timesteps or sigmas, not both; got both")
         if sigmas is not None:
-            levels, times = self._sigmas_to_run(sigmas, num_inference_steps)
+            levels, times = sigmas_to_run(sigmas, num_inference_steps, self.alphas_cumprod)
         else:
             values = vector("timesteps", timesteps)
             descending("timesteps", values)

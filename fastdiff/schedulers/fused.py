@@ -52,6 +52,8 @@ class State:
         self.values: list[float] = []
         self.levels: NDArray[np.float64] | None = None  # the values of `levels_of`,
         self.levels_of: Tensor | None = None  # a tensor on a device
+        # tensors of levels beside the source: (tensor, version, values)
+        self.others: dict[str, tuple[Tensor, int | None, list[float]]] = {}
         self.counts: Counter[str] = Counter()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:

@@ -107,6 +107,12 @@ QUIRKS = (
         "order 3 LinAlgError), the prediction of x_0 here",
     ),
     Quirk(
+        "sigma_down of a long step",
+        ("KDPM2AncestralDiscreteScheduler",),
+        "",
+        "the root of a difference of float32 numbers: 0 or NaN there, sigma'^2 / sigma here",
+    ),
+    Quirk(
         "variance fixed_large_log",
         ("DDPMScheduler",),
         "",

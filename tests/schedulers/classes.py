@@ -26,7 +26,16 @@ TCD = "TCDScheduler"
 FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
 FLOW_LCM = "FlowMatchLCMScheduler"
 FLOW_HEUN = "FlowMatchHeunDiscreteScheduler"
-NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD, FLOW_EULER, FLOW_LCM, FLOW_HEUN)
+HEUN = "HeunDiscreteScheduler"
+KDPM2 = "KDPM2DiscreteScheduler"
+KDPM2_A = "KDPM2AncestralDiscreteScheduler"
+NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD)
+NAMES += (FLOW_EULER, FLOW_LCM, FLOW_HEUN, HEUN, KDPM2, KDPM2_A)
+
+
+PLAIN_TIMES = {  # diffusers' own, in whose place conftest.py puts a faster one
+    name: getattr(diffusers, name)._sigma_to_t for name in (KDPM2, KDPM2_A)
+}
 
 
 def takes(name: str, argument: str) -> bool:
@@ -37,6 +46,11 @@ def takes(name: str, argument: str) -> bool:
 def stock(name: str) -> Any:
     """diffusers' class of that name."""
     return getattr(diffusers, name)
+
+
+def calls(name: str, steps: int) -> int:
+    """How often `step` is called in a run of that many steps."""
+    return steps if stock(name).order == 1 else 2 * steps - 1
 
 
 # what tests ask of a class; never its place in NAMES

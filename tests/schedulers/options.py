@@ -176,6 +176,23 @@ TABLE["FlowMatchHeunDiscreteScheduler"] = {
     "step.s_tmax": [float("inf"), 0.9],
     "step.s_noise": [1.0, 1.007],
 }
+TABLE["HeunDiscreteScheduler"] = (
+    {key: values for key, values in _SCHEDULE.items() if key != "rescale_betas_zero_snr"}
+    | _CLIP
+    | {
+        "beta_schedule": ["linear", "scaled_linear", "squaredcos_cap_v2", "exp"],
+        "prediction_type": ["epsilon", "sample", "v_prediction"],
+        "use_karras_sigmas": [False, True],
+        "use_exponential_sigmas": [False, False, True],
+        "use_beta_sigmas": [False, False, True],
+    }
+)
+TABLE["KDPM2DiscreteScheduler"] = TABLE["KDPM2AncestralDiscreteScheduler"] = {
+    key: values for key, values in TABLE["HeunDiscreteScheduler"].items() if key not in _CLIP
+} | {
+    "beta_schedule": _SCHEDULE["beta_schedule"],
+    "prediction_type": ["epsilon", "v_prediction"],  # "sample" is not implemented there
+}
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -239,7 +256,8 @@ def draw(name: str, steps: int, seed: int) -> Case:
         s = case.levels
         if hasattr(s, "sigmas") and len(s.sigmas) <= len(s.timesteps):
             continue  # diffusers makes more timesteps than noise levels and runs over the end
-        if s.order == 2 or len(set(s.timesteps.tolist())) == len(s.timesteps):
+        times = s.timesteps[:: s.order].tolist()  # of whole steps
+        if len(set(times)) == len(times):
             return case
         # Without set_begin_index diffusers takes the second of two equal timesteps, a wrong level.
         return replace(case, begin=(begin, True))

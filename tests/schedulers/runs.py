@@ -23,6 +23,7 @@ from . import (
     double_precision_consistency,
     double_precision_exponential,
     double_precision_flow,
+    double_precision_two_calls,
 )
 from .classes import FLOW_EULER, FLOW_LCM, ONE_RESULT, WITH_BETAS, ours, stock
 from .loops import scaled
@@ -32,6 +33,7 @@ RECURSION = (
     | double_precision_exponential.RECURSION
     | double_precision_consistency.RECURSION
     | double_precision_flow.RECURSION
+    | double_precision_two_calls.RECURSION
 )
 SPREAD, REACH = 0.8, 2.5  # standard deviation of the data; largest prediction
 
@@ -63,13 +65,20 @@ def prepare(cls: type, case: Case) -> Any:
     return scheduler
 
 
+def called_at(s: Any, i: int) -> float:
+    """sigma / alpha where the network is called on step i, of a class that has sigmas."""
+    if i % 2 and hasattr(s, "sigmas_interpol"):  # in the middle of a whole step
+        return float(s.sigmas_interpol[i - 1 if hasattr(s, "sigmas_up") else i])
+    return float(s.sigmas[i])
+
+
 def level(s: Any, i: int) -> tuple[float, float, float]:
     """(alpha, sigma, scale of the latents) where the network is called on step i."""
     if not hasattr(s, "alphas_cumprod"):  # flow matching; inverted: sigmas of 1 are clean
         sigma = float(s.sigmas[i])
         return (sigma, 1 - sigma, 1.0) if s.config.get("invert_sigmas") else (1 - sigma, sigma, 1.0)
-    if hasattr(s, "lambda_t") or hasattr(s, "is_scale_input_called"):
-        ratio = float(s.sigmas[i])
+    if s.order == 2 or hasattr(s, "lambda_t") or hasattr(s, "is_scale_input_called"):
+        ratio = called_at(s, i)
         if s.config.get("use_flow_sigmas"):
             return 1 - ratio, ratio, 1.0
         alpha = 1 / math.sqrt(1 + ratio**2)

@@ -13,7 +13,7 @@ import torch
 
 from tests.fake_device import FakeDevice
 
-from .classes import HOME, NAMES, SD, WITH_INDEX, WITH_SIGMAS, ours, stock, unused
+from .classes import HOME, NAMES, SD, WITH_INDEX, WITH_SIGMAS, calls, ours, stock, unused
 from .loops import scaled
 
 SHAPE = (1, 4, 64, 64)
@@ -34,6 +34,9 @@ CASES = {
     ],
     "DEISMultistepScheduler": [{}, {"solver_order": 3, "use_karras_sigmas": True}],
     "LCMScheduler": [{}, {"prediction_type": "v_prediction"}],
+    "HeunDiscreteScheduler": [{}, {"prediction_type": "v_prediction", "clip_sample": True}],
+    "KDPM2DiscreteScheduler": [{}, {"use_karras_sigmas": True}],
+    "KDPM2AncestralDiscreteScheduler": [{}],
     "TCDScheduler": [{}, {"call": {"eta": 0.0}}, {"prediction_type": "sample"}],
     "FlowMatchEulerDiscreteScheduler": [
         {},
@@ -132,7 +135,7 @@ def test_a_run_that_starts_in_the_middle_has_the_same_budget(name):
         assert device.blocking_uploads == []
         assert len(device.uploads) <= 1
     if name in WITH_INDEX:
-        assert scheduler.step_index == len(scheduler.timesteps)
+        assert scheduler.step_index == calls(name, STEPS)
 
 
 @pytest.mark.usefixtures("_subclasses_reach_the_op")

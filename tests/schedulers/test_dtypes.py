@@ -63,6 +63,20 @@ KINDS = {
     },
     "FlowMatchHeunDiscreteScheduler": {"velocity": {}, "churn": {"call": {"s_churn": 2.0}}},
     "FlowMatchLCMScheduler": {"velocity": {}},
+    "HeunDiscreteScheduler": {
+        "epsilon": {},
+        "clip": {"clip_sample": True},
+        "sample": {"prediction_type": "sample"},
+        "v": {"prediction_type": "v_prediction"},
+    },
+    "KDPM2DiscreteScheduler": {
+        "epsilon": {},
+        "v": {"prediction_type": "v_prediction"},
+    },
+    "KDPM2AncestralDiscreteScheduler": {
+        "epsilon": {},
+        "v": {"prediction_type": "v_prediction"},
+    },
     "DDIMScheduler": {
         "epsilon": {"clip_sample": False},
         "clip": {},
@@ -108,7 +122,9 @@ def two_steps(scheduler, output, sample, call):
                 call = call | {"generator": generator}
             out = scheduler.step(e, t, x, **call)
             prev, x0 = out.prev_sample, getattr(out, "pred_original_sample", None)
-            kept = [m.dtype for m in getattr(scheduler, "model_outputs", []) if m is not None]
+            kept = [*getattr(scheduler, "model_outputs", [])]
+            kept += [getattr(scheduler, key, None) for key in ("prev_derivative", "sample")]
+            kept = [m.dtype for m in kept if m is not None]
             row.append((seen.dtype, prev.dtype, None if x0 is None else x0.dtype, tuple(kept)))
             x = prev.to(sample)
     except (RuntimeError, TypeError, NotImplementedError) as error:

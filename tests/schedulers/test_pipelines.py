@@ -22,6 +22,9 @@ from .classes import (
     DPM,
     EULER,
     EULER_A,
+    HEUN,
+    KDPM2,
+    KDPM2_A,
     LCM,
     SD,
     TCD,
@@ -29,6 +32,7 @@ from .classes import (
     WITH_BETAS,
     base,
     both,
+    calls,
     counted,
     ours,
     stock,
@@ -44,6 +48,9 @@ CONFIGS = {
     UNIPC: [{}, {"solver_order": 3, "use_karras_sigmas": True}],
     LCM: [{}],
     TCD: [{}],
+    HEUN: [{}],
+    KDPM2: [{}],
+    KDPM2_A: [{}],
     DEIS: [{}, {"solver_order": 3, "use_karras_sigmas": True}],
 }
 BUILT_IN = Path(fastdiff.__file__).parent / "shapes" / "weights" / "base"
@@ -78,7 +85,7 @@ def test_the_pictures_are_those_of_diffusers(parts, kind, name, config):
     assert_same_pictures(*results)
     assert np.abs(results[0] - results[1]).max() < 2e-5
     fused = counted(mine)
-    assert fused.fused == (8 if kind == "txt2img" else 5)  # strength 0.7 of 8
+    assert fused.fused == calls(name, 8 if kind == "txt2img" else 5)  # strength 0.7 of 8
     assert not fused.reference
     assert fused.looked_up == 0
 
@@ -98,7 +105,7 @@ def test_an_accelerated_pipeline_draws_the_same(parts, name):
     before = pipe(**inputs("txt2img")).images
     assert fastdiff.accelerate(pipe) is pipe
     assert_same_pictures(pipe(**inputs("txt2img")).images, before)
-    assert counted(pipe.scheduler).fused == 8
+    assert counted(pipe.scheduler).fused == calls(name, 8)
     fastdiff.restore(pipe)
     assert np.array_equal(pipe(**inputs("txt2img")).images, before)
 

@@ -46,6 +46,16 @@ CASES = {
     "deis-3-v": Case(
         "DEISMultistepScheduler", SD | {"solver_order": 3, "prediction_type": "v_prediction"}, 20
     ),
+    "heun": Case("HeunDiscreteScheduler", SD, 20),
+    "heun-v-karras": Case(
+        "HeunDiscreteScheduler",
+        SD | {"prediction_type": "v_prediction", "use_karras_sigmas": True},
+        20,
+    ),
+    "kdpm2": Case("KDPM2DiscreteScheduler", SD, 20),
+    "kdpm2-a-v": Case(
+        "KDPM2AncestralDiscreteScheduler", SD | {"prediction_type": "v_prediction"}, 20
+    ),
     "lcm": Case("LCMScheduler", SD, 8),
     "tcd": Case("TCDScheduler", SD | {"prediction_type": "v_prediction"}, 8),
     "flow": Case("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 20),

@@ -14,7 +14,7 @@ import torch
 
 import fastdiff
 
-from .classes import DDIM, DDPM, DPM, NAMES, SD, UNIPC, base, both, counted, ours, stock
+from .classes import DDIM, DDPM, DPM, NAMES, SD, UNIPC, base, both, calls, counted, ours, stock
 from .loops import compare, loop, same
 from .pipelines import networks, pipeline
 
@@ -97,7 +97,7 @@ def test_a_fresh_interpreter_loads_ours_after_import_fastdiff_alone(saved):
             assert type(theirs.from_pretrained(top / "ours" / name / "scheduler")) is theirs
             s = pickle.loads((top / f"{name}.pickle").read_bytes())
             assert type(s) is getattr(fastdiff, name) and s.numerics == "exact"
-            assert s.num_inference_steps == 4 <= len(s.timesteps)
+            assert len(s.timesteps) == (4 if s.order == 1 else 7)
         print("loaded")
         """,
         saved,
@@ -145,7 +145,7 @@ class TestAccelerate:
         assert type(theirs).__module__ == stock(name).__module__
         for a, b in zip(loop(theirs), expected, strict=True):
             same(a, b)
-        assert counted(theirs).fused == len(expected)
+        assert counted(theirs).fused == calls(name, 8)
 
     def test_twice_is_once(self, name):
         s = fastdiff.accelerate(stock(name)(**base(name)))
@@ -189,13 +189,13 @@ class TestAccelerate:
     def test_copies_stay_accelerated(self, name):
         s = fastdiff.accelerate(stock(name)(**base(name)))
         s.numerics = "exact"
-        calls = len(loop(s))
+        loop(s)
         for twin in (copy.deepcopy(s), copy.copy(s), pickle.loads(pickle.dumps(s))):
             assert type(twin) is type(s)
             assert twin.numerics == "exact"
             assert torch.equal(twin.timesteps, s.timesteps)
             twin.set_timesteps(3)
-            assert len(s.timesteps) == calls
+            assert len(s.timesteps) == calls(name, 8)
         again = type(s).from_config(s.config)
         assert isinstance(again, stock(name))
 
@@ -311,8 +311,8 @@ class TestReport:
         assert "strict" not in s.__dict__
 
     def test_strict_swaps_all_or_nothing(self):
-        pipe = Two(stock(DDIM)(**SD), diffusers.HeunDiscreteScheduler())
-        with pytest.raises(ValueError, match=r"second cannot be accelerated: .*Heun"):
+        pipe = Two(stock(DDIM)(**SD), diffusers.VQDiffusionScheduler(8))
+        with pytest.raises(ValueError, match=r"second cannot be accelerated: .*VQDiffusion"):
             fastdiff.accelerate(pipe, strict=True)
         assert type(pipe.first) is stock(DDIM)
         assert "strict" not in pipe.first.__dict__

@@ -188,7 +188,8 @@ def test_timesteps_that_are_views_themselves(name, cut):
         scheduler.timesteps = scheduler.timesteps[cut]
         scheduler.sigmas = scheduler.sigmas[cut]
     x = latents(s)
-    for i, t in enumerate(s.timesteps[4 : len(s.sigmas) - 1], 4):
+    first = 4 if s.order == 2 else 3  # where a whole step begins
+    for i, t in enumerate(s.timesteps[first : len(s.sigmas) - 1], first):
         more = {"generator": None} if name == DPM else {}
         pair = []
         for scheduler, step in ((s, t), (theirs, theirs.timesteps[i])):
@@ -207,8 +208,9 @@ def test_a_timestep_of_an_earlier_run_is_looked_up(name):
     s.set_timesteps(STEPS)
     old = s.timesteps
     s.set_timesteps(STEPS)
-    s._init_step_index(old[6])
-    assert s.step_index == 6
+    place = 6 if s.order == 2 else 5  # where a whole step begins
+    s._init_step_index(old[place])
+    assert s.step_index == place
     assert counted(s).looked_up == 1
 
 

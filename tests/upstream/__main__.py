@@ -36,6 +36,9 @@ FILES = {
     "DEISMultistepScheduler": "test_scheduler_deis.py",
     "LCMScheduler": "test_scheduler_lcm.py",
     "TCDScheduler": "test_scheduler_tcd.py",
+    "HeunDiscreteScheduler": "test_scheduler_heun.py",
+    "KDPM2DiscreteScheduler": "test_scheduler_kdpm2_discrete.py",
+    "KDPM2AncestralDiscreteScheduler": "test_scheduler_kdpm2_ancestral.py",
 }
 
 

@@ -30,6 +30,9 @@ NAMES = (
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
 )
 OURS = {getattr(diffusers, name): getattr(schedulers, name) for name in NAMES}
 tested: set[type] = set()

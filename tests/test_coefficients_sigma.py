@@ -1,0 +1,49 @@
+"""Weights of the solvers in the noise level of x / alpha to 1e-11 against mpmath.
+
+Those whose step is two calls of the network; one-step methods are in test_coefficients.py.
+"""
+
+import mpmath
+import numpy as np
+import pytest
+
+from fastdiff.solvers.heun import heun
+from fastdiff.solvers.kdpm2 import kdpm2, middles
+from fastdiff.solvers.row import Grid
+from tests.test_coefficients import DIGITS, cases, close, level
+
+
+def test_heun():
+    """Karras et al. 2022, algorithm 1, in y = x / alpha: half of the step with each slope."""
+    with mpmath.workdps(DIGITS):
+        for grid, i in cases():
+            (a, s, _), (a1, s1, _) = level(grid, i), level(grid, i + 1)
+            length = a1 * (s1 / a1 - s / a)
+            two = Grid(*(np.array([v[i], v[i + 1], v[i + 1]]) for v in (grid.alpha, grid.sigma)))
+            first, second = heun(two, 0, 0), heun(two, 1, 1)
+            assert close(first.next.x, a1 / a)
+            assert close(first.next.n, length)
+            assert [(w.x, w.d, w.n) for w in first.keep] == [(0, 0, 1), (1, 0, 0)]
+            assert (second.next.x, second.next.d) == (0, 0)
+            got, want = (second.next.n, *second.next.h), (length / 2, length / 2, a1 / a)
+            assert all(map(close, got, want))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_kdpm2(eta):
+    """To the geometric middle of the step without its noise, and over it with the slope there."""
+    with mpmath.workdps(DIGITS):
+        for grid, i in cases():
+            ratios = np.array([grid.ratio(i), grid.ratio(i + 1), 0.0])
+            (a, s, _), (a1, s1, _) = level(grid, i), level(grid, i + 1)
+            up = eta * s1 / a1 * mpmath.sqrt(1 - (s1 * a / (a1 * s)) ** 2)
+            down = mpmath.sqrt((s1 / a1) ** 2 - up**2)
+            middle = middles(ratios, 3, eta=eta)[1]
+            assert abs(middle / mpmath.sqrt(s / a * down) - 1) < 1e-10
+            # of the VP levels of that middle only the ends enter the second row
+            alpha, sigma = (np.insert(v[i : i + 2], 1, 0.5) for v in (grid.alpha, grid.sigma))
+            row = kdpm2(Grid(alpha, sigma), 1, 1, eta=eta).next
+            assert (row.x, row.d) == (0, 0)
+            assert abs(row.n / (a1 * (down - s / a)) - 1) < 1e-11
+            assert close(row.h[0], a1 / a)
+            assert abs(row.z - a1 * up) <= 1e-11 * a1 * up
