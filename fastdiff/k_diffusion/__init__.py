@@ -140,10 +140,8 @@ def function(solver: str | Solver) -> Sampler:
 
 
 def _names() -> list[str]:
-    """Names of functions: of each solver that calls the network once a step, its own, and those of
-    ComfyUI and k-diffusion."""
-    fits = [solver for solver in SOLVERS.values() if solver.evaluations == 1]
-    return [PREFIX + n for s in fits for n in dict.fromkeys((s.name, *s.comfyui))]
+    """Names of functions: of each solver its own, and those of ComfyUI and k-diffusion."""
+    return [PREFIX + n for s in SOLVERS.values() for n in dict.fromkeys((s.name, *s.comfyui))]
 
 
 def __getattr__(name: str) -> Sampler:
@@ -153,11 +151,6 @@ def __getattr__(name: str) -> Sampler:
         solver = find(name.removeprefix(PREFIX))
     except ValueError as error:
         raise AttributeError(str(error)) from None
-    if PREFIX + solver.name not in __all__:
-        raise AttributeError(
-            f"{name}: {solver.name!r} calls the network {solver.evaluations} times a step; "
-            "fastdiff.sampler has it"
-        )
     made = globals().get(PREFIX + solver.name) or function(solver)
     globals()[PREFIX + solver.name] = globals()[name] = made
     return made

@@ -39,13 +39,14 @@ def steps_of(
         state = state.add(torch.randn_like(x), alpha=run.first)
     entry = state.to(x.dtype)
     ring = [torch.empty_like(state) for _ in range(plan.history)]
-    for i in trange(plan.steps, disable=disable):
-        denoised = like("model must return denoised", model(entry, seen[i], **extra_args), x)
-        if callback is not None:
-            told = {"sigma": sigmas[i], "sigma_hat": hats[i], "denoised": denoised}
+    for row in trange(plan.steps, disable=disable):
+        i, half = divmod(row, run.calls)
+        denoised = like("model must return denoised", model(entry, seen[row], **extra_args), x)
+        if callback is not None and half == 0:
+            told = {"sigma": sigmas[i], "sigma_hat": hats[row], "denoised": denoised}
             callback({"x": entry, "i": i, **told})
         z = None
-        if plan.draw[i]:
+        if plan.draw[row]:
             if noise_sampler is None:
                 z = torch.randn_like(entry)
             else:
@@ -56,7 +57,7 @@ def steps_of(
         affine_step_out(
             state,
             denoised,
-            table[i : i + 1],
+            table[row : row + 1],
             x_next=moved,
             model_input=None if entry is moved else entry,
             history=ring,

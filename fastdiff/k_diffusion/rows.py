@@ -22,10 +22,12 @@ class Run:
     """A plan for alpha = 1 (flow: 1 - sigma), its levels those at which the network is called.
 
     first  weight of the noise that is added before the first call; None: none is drawn
+    calls  rows, that is calls of the network, from one of the caller's levels to the next
     """
 
     plan: Plan
     first: float | None = None
+    calls: int = 1
 
 
 def as_there(solver: Solver) -> Solver:
@@ -48,11 +50,23 @@ def make(solver: Solver, sigmas: Floats, flow: bool, options: dict[str, Any]) ->
                 f"signal; got {options['s_churn']:g}"
             )
         return _churned(solver, sigmas, **options)
-    grid = Grid(1 - sigmas if flow else np.ones_like(sigmas), sigmas)
-    rows, draws = rows_of(solver, grid, "sample", np.ones_like(sigmas), 0, options)
+    points = _points(solver, sigmas, options)
+    grid = Grid(1 - points if flow else np.ones_like(points), points)
+    rows, draws = rows_of(solver, grid, "sample", np.ones_like(points), 0, options)
     # as k-diffusion: also where the weight is 0 for want of a step, but not for the last x_0
-    draws &= (sigmas[1:] > 0) & (options.get("eta", 1.0) > 0)
-    return Run(_plan(solver, rows, grid, draws))
+    draws &= (points[1:] > 0) & (options.get("eta", 1.0) > 0)
+    return Run(_plan(solver, rows, grid, draws), calls=solver.evaluations)
+
+
+def _points(solver: Solver, sigmas: Floats, options: dict[str, Any]) -> Floats:
+    """The levels of the rows; the step to level 0 is one row also where others are two."""
+    if solver.points is None:
+        return sigmas
+    steps = len(sigmas) - 1
+    if sigmas[-1] == 0:
+        return solver.points(sigmas, 2 * steps - 1, **options)
+    # a step that ends above 0 is whole, as if another one to 0 followed
+    return solver.points(np.append(sigmas, 0.0), 2 * steps + 1, **options)[:-1]
 
 
 def _churned(

@@ -20,7 +20,7 @@ from tests.mixture import Mixture
 
 DATA = Mixture()
 NAMES = [name for name in k_diffusion.__all__ if name.startswith("sample_")]
-OWN = [s.name for s in SOLVERS.values() if s.evaluations == 1]
+OWN = list(SOLVERS)
 SIGMAS = [14.0, 8.0, 4.5, 2.5, 1.2, 0.5, 0.2, 0.06, 0.0]
 EPS = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}
 DRAWS = [n for n in OWN if SOLVERS[n].draws != "never" and n != "euler"]
@@ -50,6 +50,19 @@ def sigmas(dtype=torch.float64):
     return torch.tensor(SIGMAS, dtype=dtype)
 
 
+def rows_over(name, steps):
+    """Rows of a run over that many levels and level 0."""
+    calls = SOLVERS[name].evaluations
+    return calls * steps - (calls - 1)
+
+
+def drawn_by(name, table):
+    """noise_sampler that hands out the rows of the table where the solver draws."""
+    calls = SOLVERS[name].evaluations
+    given = iter(torch.from_numpy(table[calls - 1 :: calls]))
+    return {"noise_sampler": lambda *_: next(given)} if name in DRAWS else {}
+
+
 def noises(rows, shape):
     return np.random.default_rng(1).standard_normal((rows, *shape))
 
@@ -59,7 +72,11 @@ def test_it_is_the_plan_of_that_solver(name):
     """x / alpha of a variance preserving run, whose table knows nothing of alpha = 1."""
     solver = as_there(find(name))
     plan = fastdiff.plan(
-        solver, steps=len(SIGMAS) - 1, spacing=SIGMAS, prediction="sample", **solver.options
+        solver,
+        steps=rows_over(name, len(SIGMAS) - 1),
+        spacing=SIGMAS,
+        prediction="sample",
+        **solver.options,
     )
     alpha, sigma = plan.alpha, plan.sigma
     drawn = noises(plan.steps, (2, 4))
@@ -74,8 +91,7 @@ def test_it_is_the_plan_of_that_solver(name):
         return values - ratio * DATA.noise(values, 1.0, ratio)
 
     want = run(plan, network, start().numpy() * alpha[0], drawn)[-1] / alpha[-1]
-    given = iter(torch.from_numpy(drawn))
-    extra = {"noise_sampler": lambda *_: next(given)} if name in DRAWS else {}
+    extra = drawn_by(name, drawn)
     got = function(name)(mixture, start(), sigmas(), disable=True, **extra)
     assert got.dtype == torch.float64
     # eight rows, each of a few operations with weights up to 1 / sigma of n = (x - d) / sigma
@@ -128,13 +144,13 @@ def test_flow_is_the_plan_of_a_flow(name):
     solver = as_there(find(name))
     plan = fastdiff.plan(
         solver,
-        steps=5,
+        steps=rows_over(name, 5),
         noise="flow",
         spacing=flow_levels(),
         prediction="flow_prediction",
         **solver.options,
     )
-    drawn = noises(5, (2, 4))
+    drawn = noises(plan.steps, (2, 4))
     x = np.linspace(-1.5, 1.5, 8).reshape(2, 4)
     levels = iter(zip(plan.alpha[:-1], plan.sigma[:-1], strict=True))
     want = run(plan, lambda v, t, j: DATA.output("flow_prediction", v, *next(levels)), x, drawn)
@@ -143,8 +159,7 @@ def test_flow_is_the_plan_of_a_flow(name):
         s, values = float(sigma[0]), v.numpy()
         return torch.from_numpy((values - s * DATA.noise(values, 1 - s, s)) / (1 - s))
 
-    given = iter(torch.from_numpy(drawn))
-    extra = {"noise_sampler": lambda *_: next(given)} if name in DRAWS else {}
+    extra = drawn_by(name, drawn)
     given_sigmas = torch.tensor(flow_levels(), dtype=torch.float64)
     got = function(name)(model, torch.from_numpy(x), given_sigmas, disable=True, flow=True, **extra)
     # weights up to 1 / (1 - 0.97) on numbers of about 2, five rows
@@ -222,7 +237,8 @@ def test_one_kernel_a_step_and_no_wait_between_two_calls(name, place, monkeypatc
         assert out.device == x.device
         assert device.syncs == device.blocking_uploads == device.uploads == []
         draws = SOLVERS[name].noise or bool(options)
-        assert len(device.kernels) == (len(SIGMAS) - 1) + (len(SIGMAS) - 2) * draws
+        rows = rows_over(name, len(SIGMAS) - 1)
+        assert len(device.kernels) == rows + (len(SIGMAS) - 2) * draws
 
 
 def test_the_progress_bar(capsys):
