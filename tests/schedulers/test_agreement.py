@@ -29,13 +29,14 @@ from statistics import median
 
 import pytest
 
-from .classes import NAMES, ONE_RESULT, stock
+from .classes import FLOWS, NAMES, ONE_RESULT, stock
 from .options import TABLE, accepted, draw
 from .runs import Case, finite, gaps, level, mine, reference, theirs
 
 REL = 1e-5
-COUNT = {8: 150, 20: 80, 50: 30}  # draws per class; DPM-Solver has twice the options and the draws
-WEIGHT = {"DPMSolverMultistepScheduler": 2}
+COUNT = {8: 150, 20: 80, 50: 30}  # draws per class
+# DPM-Solver has twice the options of the others, flow matching half
+WEIGHT = {"DPMSolverMultistepScheduler": 2, **dict.fromkeys(FLOWS, 0.5)}
 
 
 def complaint(case: Case) -> str:
@@ -81,7 +82,7 @@ def silent(case: Case) -> bool:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_combination_of_options_agrees_with_diffusers(name, steps):
     wrong = {}
-    for seed in range(COUNT[steps] * WEIGHT.get(name, 1)):
+    for seed in range(int(COUNT[steps] * WEIGHT.get(name, 1))):
         case = draw(name, steps, seed)
         if said := complaint(case):
             wrong[seed] = f"{said}\n    {changed(case)}"
@@ -114,7 +115,7 @@ def test_the_table_of_options_is_complete(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_value_of_every_option_is_drawn(name):
-    cases = [draw(name, 8, seed) for seed in range(COUNT[8] * WEIGHT.get(name, 1))]
+    cases = [draw(name, 8, seed) for seed in range(int(COUNT[8] * WEIGHT.get(name, 1)))]
     for key, values in TABLE[name].items():
         part, key = ("call", key[5:]) if key.startswith("step.") else ("config", key)
         seen = [repr(getattr(case, part)[key]) for case in cases]
