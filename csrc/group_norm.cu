@@ -17,10 +17,6 @@ __device__ __forceinline__ void sum_rows(Sums<V, V>& s, const NormLaunch& a, con
   constexpr int kRows = kVector ? kAhead : 1;
   const bool residual = a.norm.residual != nullptr;
   const int down = a.tiles.down;
-  const int64_t per_sample = a.norm.channels + a.norm.channels2;
-  Raw<V> add;
-  load_parameters<kVector>(add, a.norm.addend, kFloat32, tile.n * per_sample + c, count);
-  unpack_parameters(s.add, add, a.norm.addend, kFloat32, 0.0f);
   for (int64_t r = tile.r0 + ty; r < tile.r1 && count > 0; r += kRows * down) {
     Loaded<V> raw[kRows];
 #pragma unroll
@@ -59,6 +55,8 @@ __global__ void __launch_bounds__(kNormThreads, kStatsBlocks)
   const int tx = threadIdx.x % t.across, ty = threadIdx.x / t.across, c = tile.c0 + tx * V;
   const int left = tile.c1 - c, count = ty < t.down && left > 0 ? lesser(left, V) : 0;
   Sums<V, V> s = {};
+#pragma unroll
+  for (int i = 0; i < V; ++i) s.add[i] = i < count ? addend_at(a.norm, tile.n, c + i) : 0.0f;
   if (a.vector) {
     sum_rows<kDtype, true>(s, a, tile, ty, c, count);
   } else {
@@ -70,12 +68,11 @@ __global__ void __launch_bounds__(kNormThreads, kStatsBlocks)
   float* shifts = reinterpret_cast<float*>(shared_memory());  // (down, width), and the next two
   float* offsets = shifts + t.down * width;
   float* squares = offsets + t.down * width;
-  const float each = 1.0f / static_cast<float>(s.n);
 #pragma unroll
   for (int i = 0; i < V; ++i) {
     if (i >= count || s.n == 0) continue;
     const int at = ty * width + tx * V + i;
-    const float offset = s.sum[i] * each;
+    const float offset = s.sum[i] / static_cast<float>(s.n);
     shifts[at] = s.shift[i];
     offsets[at] = offset;
     squares[at] = __fmaf_rn(-s.sum[i], offset, s.square[i]);
@@ -188,26 +185,14 @@ __device__ __forceinline__ void apply_rows(const NormLaunch& a, const LastTile& 
     }
   };
   int64_t r = tile.r0 + ty;
-  load_rows(r);  // these and the parameters arrive while the slots are read
-  const GroupNorm& norm = a.norm;
-  const void* addend = norm.residual != nullptr ? nullptr : norm.addend;  // total has it
-  const int64_t at = tile.n * (norm.channels + norm.channels2) + c;
-  Raw<V> raw_add, raw_weight, raw_bias;
-  load_parameters<kVector>(raw_add, addend, kFloat32, at, count);
-  load_parameters<kVector>(raw_weight, norm.weight, norm.weight_dtype, c, count);
-  load_parameters<kVector>(raw_bias, norm.bias, norm.bias_dtype, c, count);
+  load_rows(r);  // they arrive while the slots are read
   const float4* statistics = group_statistics(a, tile.n, tile.group, tile.groups);
   if (count == 0) return;
-  float add[V], weight[V], bias[V];
-  unpack_parameters(add, raw_add, addend, kFloat32, 0.0f);
-  unpack_parameters(weight, raw_weight, norm.weight, norm.weight_dtype, 1.0f);
-  unpack_parameters(bias, raw_bias, norm.bias, norm.bias_dtype, 0.0f);
-  Affine<kDtype> f[V] = {};
-  int group = c / t.per_group - tile.group, member = c % t.per_group;
+  Affine<kDtype> f[V];
 #pragma unroll
   for (int i = 0; i < V; ++i) {
-    if (i < count) f[i] = affine_of<kDtype>(statistics[group], add[i], weight[i], bias[i]);
-    if (++member == t.per_group) member = 0, ++group;
+    const int of = i < count ? c + i : c;  // for an element that is not there: any
+    f[i] = affine_of<kDtype>(a.norm, statistics[of / t.per_group - tile.group], tile.n, of);
   }
   while (r < tile.r1) {
 #pragma unroll
@@ -238,14 +223,6 @@ __global__ void __launch_bounds__(kNormThreads, kApplyBlocks)
   }
 }
 
-template <int kDtype>
-__device__ __forceinline__ Affine<kDtype> affine_of_channel(const GroupNorm& a, float4 statistics,
-                                                            int64_t n, int c) {
-  const float add = a.residual != nullptr ? 0.0f : addend_at(a, n, c);
-  const float weight = parameter(a.weight, a.weight_dtype, c, 1.0f);
-  return affine_of<kDtype>(statistics, add, weight, parameter(a.bias, a.bias_dtype, c, 0.0f));
-}
-
 template <int kDtype, bool kVector>
 __device__ __forceinline__ void apply_plane(const NormLaunch& a, const FirstTile& tile,
                                             const Affine<kDtype>& f, int c, int tx) {
@@ -271,7 +248,7 @@ __global__ void __launch_bounds__(kNormThreads, kApplyBlocks)
   const int tx = threadIdx.x % a.tiles.across, ty = threadIdx.x / a.tiles.across;
   const float4 statistics = *group_statistics(a, tile.n, tile.group, 1);
   for (int c = tile.c0 + ty; c < tile.c1; c += a.tiles.down) {
-    const auto f = affine_of_channel<kDtype>(a.norm, statistics, tile.n, c);
+    const auto f = affine_of<kDtype>(a.norm, statistics, tile.n, c);
     if (a.vector) {
       apply_plane<kDtype, true>(a, tile, f, c, tx);
     } else {
@@ -298,7 +275,7 @@ __global__ void __launch_bounds__(kNormThreads, kApplyBlocks)
   const int row = threadIdx.x / (kPositions / V), at_in = threadIdx.x % (kPositions / V) * V;
   const int column = threadIdx.x % kAcross * V, at_out = threadIdx.x / kAcross;
   const int c = c0 + row < c1 ? c0 + row : c0;
-  const auto f = affine_of_channel<kDtype>(a.norm, statistics[c / per_group - first], n, c);
+  const auto f = affine_of<kDtype>(a.norm, statistics[c / per_group - first], n, c);
   for (int64_t p0 = slice * kTokenSquares * kPositions, k = 0; k < kTokenSquares; ++k) {
     const int64_t start = p0 + k * kPositions;
     if (start >= length) return;
@@ -383,8 +360,6 @@ void group_norm(const GroupNorm& norm, void* stream) {
              is_aligned(norm.total) && (turned || is_aligned(norm.out));
   if (norm.channels_last) {
     a.vector = a.vector && norm.channels % v == 0 && norm.channels2 % v == 0;
-    a.vector = a.vector && is_aligned(norm.weight) && is_aligned(norm.bias);
-    a.vector = a.vector && is_aligned(norm.addend);
     a.vector = a.vector && (t.columns == 1 || t.width % v == 0);
     a.vector = a.vector && (t.parts == 1 || t.per_group % v == 0);
   } else {

@@ -262,43 +262,15 @@ __device__ __forceinline__ void input_values(float (&v)[V], Raw<V>& total, const
   unpack(v, total, kDtype);
 }
 
-__device__ __forceinline__ float parameter(const void* data, int dtype, int64_t at, float absent) {
+__device__ __forceinline__ float addend_at(const GroupNorm& a, int64_t n, int c) {
+  return a.addend == nullptr ? 0.0f : a.addend[n * (a.channels + a.channels2) + c];
+}
+
+__device__ __forceinline__ float parameter(const void* data, int dtype, int c, float absent) {
   if (data == nullptr) return absent;
   Raw<1> raw;
-  load(raw, data, dtype, at);
+  load(raw, data, dtype, c);
   return float_from(raw.word[0], dtype);
-}
-
-__device__ __forceinline__ float addend_at(const GroupNorm& a, int64_t n, int c) {
-  return parameter(a.addend, kFloat32, n * (a.channels + a.channels2) + c, 0.0f);
-}
-
-// Numbers at .. at + count - 1 of weight, bias or addend; kVector: all V or none.
-template <bool kVector, int V>
-__device__ __forceinline__ void load_parameters(Raw<V>& raw, const void* data, int dtype,
-                                                int64_t at, int count) {
-  raw = {};
-  if (data == nullptr || count == 0) return;
-  if constexpr (kVector) {
-    load(raw, data, dtype, at);
-  } else {
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      if (i >= count) continue;
-      if (dtype == kFloat32) {
-        set_element<kFloat32>(raw, i, data, at + i);
-      } else {
-        set_element<kFloat16>(raw, i, data, at + i);  // the bits, whichever 16 they are
-      }
-    }
-  }
-}
-
-template <int V>
-__device__ __forceinline__ void unpack_parameters(float (&values)[V], const Raw<V>& raw,
-                                                  const void* data, int dtype, float absent) {
-  unpack(values, raw, dtype);
-  if (data == nullptr) set_all(values, absent);
 }
 
 // get(0) .. get(count - 1) as one slot, by all lanes of a warp. If get(0) is empty, n = 0, all are.
@@ -344,7 +316,7 @@ __device__ __forceinline__ const float4* group_statistics(const NormLaunch& a, i
 // What is done to the values of one channel. In 16 bit it is folded into x * scale + bias.
 template <int kDtype>
 struct Affine {
-  float add, shift, offset, scale, bias;  // the mean is shift + offset
+  float add, shift, offset, scale, bias;
 
   __device__ __forceinline__ float apply(float x, bool silu) const {
     if constexpr (kDtype == kFloat32) x = ((x + add) - shift) - offset;
@@ -360,11 +332,17 @@ struct Affine {
 };
 
 template <int kDtype>
-__device__ __forceinline__ Affine<kDtype> affine_of(float4 statistics, float add, float weight,
-                                                    float bias) {
-  const float shift = statistics.x, offset = statistics.y, scale = statistics.z * weight;
-  if constexpr (kDtype != kFloat32) bias = __fmaf_rn((add - shift) - offset, scale, bias);
-  return {add, shift, offset, scale, bias};
+__device__ __forceinline__ Affine<kDtype> affine_of(const GroupNorm& a, float4 statistics,
+                                                    int64_t n, int c) {
+  Affine<kDtype> f;
+  f.add = a.residual != nullptr ? 0.0f : addend_at(a, n, c);  // total has it
+  f.shift = statistics.x, f.offset = statistics.y;
+  f.scale = statistics.z * parameter(a.weight, a.weight_dtype, c, 1.0f);
+  f.bias = parameter(a.bias, a.bias_dtype, c, 0.0f);
+  if constexpr (kDtype != kFloat32) {
+    f.bias = __fmaf_rn((f.add - f.shift) - f.offset, f.scale, f.bias);
+  }
+  return f;
 }
 
 }  // namespace fastdiff::cuda

@@ -39,6 +39,8 @@ class TrainedSteps(StatelessStep):
         """
         without_shift(self, mu)
         whole_steps(num_inference_steps)
+        if num_inference_steps is not None and timesteps is not None:
+            raise ValueError("pass num_inference_steps or timesteps, not both; got both")
         custom = self._custom_timesteps(num_inference_steps, timesteps, sigmas)
         steps, times = (num_inference_steps, None) if custom is None else (None, custom.tolist())
         if steps is None and times is None:

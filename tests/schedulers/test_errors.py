@@ -13,7 +13,9 @@ from .classes import (
     FLOW_EULER,
     FLOW_HEUN,
     FLOW_LCM,
+    LCM,
     NAMES,
+    TCD,
     UNIPC,
     WITH_BETAS,
     WITH_HISTORY,
@@ -112,6 +114,10 @@ def test_a_step_after_the_last_one(name):
         (DDIM, {"timesteps": [[9, 3]]}, "timesteps"),
         (DDIM, {"timesteps": ["a"]}, "timesteps"),
         *((name, {"num_inference_steps": 4, "mu": 0.5}, "mu") for name in WITH_BETAS),
+        *(  # even where they agree, as diffusers
+            (name, {"num_inference_steps": 2, "timesteps": [500, 4]}, "not both")
+            for name in (LCM, TCD)
+        ),
         (FLOW_EULER, {}, "num_inference_steps"),
         (FLOW_EULER, {"num_inference_steps": 3, "sigmas": [1.0, 0.5]}, "num_inference_steps"),
         (FLOW_EULER, {"sigmas": [1.0, 0.5], "timesteps": [900.0]}, "sigmas"),

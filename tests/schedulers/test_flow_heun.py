@@ -43,6 +43,51 @@ def test_what_is_kept_between_the_two_calls_is_what_diffusers_keeps(churn):
 
 
 @pytest.mark.parametrize("churn", [0.0, 3.0])
+@pytest.mark.parametrize("output", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("sample", [torch.float32, torch.bfloat16])
+def test_dtypes_of_what_is_kept_are_those_of_diffusers(sample, output, churn):
+    kept = []
+    for s in both(FLOW_HEUN):
+        s.set_timesteps(4)
+        x = latents(s).to(sample)
+        s.step(answer(x, 0).to(output), s.timesteps[0], x, s_churn=churn)
+        kept.append((s.prev_derivative.dtype, s.sample.dtype))
+    (slope, begun), (slope_, begun_) = kept
+    assert slope == slope_
+    # in float64 nothing of ours is narrower
+    assert begun == torch.promote_types(begun_, torch.promote_types(torch.float32, output))
+
+
+@pytest.mark.parametrize("kind", ["element", "clone", "number"])
+def test_of_two_equal_timesteps_a_run_begins_with_the_second(kind):
+    """An image-to-image run starts where a level is left, whichever element says so."""
+    mine, theirs = both(FLOW_HEUN)
+    for s in (mine, theirs):
+        s.set_timesteps(5)
+    for i in range(9):
+        found = []
+        for s in (mine, theirs):
+            t = s.timesteps[i]
+            s._init_step_index({"element": t, "clone": t.clone(), "number": t.item()}[kind])
+            found.append(s.step_index)
+        assert found[0] == found[1] == i + i % 2
+
+
+def test_bounds_of_the_churn_are_those_of_the_level_that_is_left():
+    """Also in the second call, which draws what the first drew, from levels on both sides."""
+    ends = []
+    for s in both(FLOW_HEUN):
+        s.set_timesteps(6)
+        x, generator = latents(s), torch.Generator().manual_seed(2)
+        bounds = {"s_tmin": float(s.sigmas[3]) + 0.01, "s_tmax": float(s.sigmas[1]) + 0.01}
+        for i, t in enumerate(s.timesteps):
+            x = s.step(answer(x, i), t, x, 3.0, **bounds, generator=generator).prev_sample
+        ends.append((x, generator.get_state()))
+    same(ends[0][0], ends[1][0])
+    assert torch.equal(ends[0][1], ends[1][1])
+
+
+@pytest.mark.parametrize("churn", [0.0, 3.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_of_both_calls_go_to_a_device_at_once(monkeypatch, dtype, churn):
     """In 16 bit, too, where a step keeps the sample that it began with in float32."""
