@@ -176,6 +176,7 @@ PROMISE = {
     "KDPM2AncestralDiscreteScheduler": None,
     "KDPM2DiscreteScheduler": None,
     "LCMScheduler": None,
+    "LMSDiscreteScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load
     "TCDScheduler": None,

@@ -25,6 +25,7 @@ from fastdiff.schedulers.kdpm2 import (
     KDPM2DiscreteScheduler,
 )
 from fastdiff.schedulers.lcm import LCMScheduler
+from fastdiff.schedulers.lms import LMSDiscreteScheduler
 from fastdiff.schedulers.tcd import TCDScheduler
 from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
 
@@ -41,6 +42,7 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     HeunDiscreteScheduler,
     KDPM2DiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
+    LMSDiscreteScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -135,6 +137,7 @@ __all__ = [
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
+    "LMSDiscreteScheduler",
     "SchedulerMixin",
     "TCDScheduler",
     "UniPCMultistepScheduler",

@@ -77,6 +77,12 @@ QUIRKS = (
         "relative error 6e-8 / beta_t: 6e-4 at the first of 1000 linear betas; 5e-5 of a whole run",
     ),
     Quirk(
+        "weights of predictions that a run does not have",
+        ("LMSDiscreteScheduler",),
+        "order=place",
+        "image to image: of equal levels, the first step is 55/24 of its length, then -4/24, 33/24",
+    ),
+    Quirk(
         "no division by zero for equal noise levels",
         _DPM + _UNIPC,
         "",
@@ -146,6 +152,11 @@ def parameters(scheduler: str, numerics: str, *, order: int, sde: bool) -> dict[
     if numerics != "faithful" or scheduler not in _DPM or order < 3:
         return {}
     return {"d2_scale": 1.0, "sde3_offset": -1.0 if sde else 0.0}
+
+
+def parameters_of_lms(numerics: str) -> bool:
+    """Whether the order is what the place in the grid allows, however short the history is."""
+    return numerics == "faithful"
 
 
 def rounded_chain(levels: NDArray[np.float64], t: int, prev: int) -> tuple[float, float]:

@@ -25,7 +25,8 @@ TCD = "TCDScheduler"
 HEUN = "HeunDiscreteScheduler"
 KDPM2 = "KDPM2DiscreteScheduler"
 KDPM2_A = "KDPM2AncestralDiscreteScheduler"
-NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD, HEUN, KDPM2, KDPM2_A)
+LMS = "LMSDiscreteScheduler"
+NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD, HEUN, KDPM2, KDPM2_A, LMS)
 
 
 PLAIN_TIMES = {  # diffusers' own, in whose place conftest.py puts a faster one

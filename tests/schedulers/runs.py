@@ -22,6 +22,7 @@ from . import (
     double_precision,
     double_precision_consistency,
     double_precision_exponential,
+    double_precision_linear,
     double_precision_two_calls,
 )
 from .classes import ONE_RESULT, ours, stock
@@ -31,6 +32,7 @@ RECURSION = (
     | double_precision_exponential.RECURSION
     | double_precision_consistency.RECURSION
     | double_precision_two_calls.RECURSION
+    | double_precision_linear.RECURSION
 )
 SPREAD, REACH = 0.8, 2.5  # standard deviation of the data; largest prediction
 

@@ -22,6 +22,7 @@ from .classes import (
     HOME,
     KDPM2,
     KDPM2_A,
+    LMS,
     ONE_RESULT,
     SD,
     UNIPC,
@@ -59,6 +60,11 @@ DEVIATIONS = {  # quirk -> (a run that has it, how the recursion differs without
         1e-3,
     ),
 }
+DEVIATIONS["weights of predictions that a run does not have"] = (
+    Case(LMS, SD, 20, begin=(8, True)),
+    {"short": True},
+    1e-2,
+)
 ELSEWHERE = {
     "model times are cut to whole numbers": "test_model_times_keep_their_fractions",
     "mu of one run stays for the next": "test_mu_is_for_one_run",
@@ -95,6 +101,7 @@ def test_every_deviation_on_the_list_has_a_test():
         Case(UNIPC, SD | {"solver_order": 3, "use_karras_sigmas": True}, 20),
         Case(HEUN, SD, 20),
         Case(KDPM2, SD, 20),
+        Case(LMS, SD, 20),
         Case(KDPM2_A, SD, 20),
         Case(DEIS, SD | {"solver_order": 3}, 20),
     ],

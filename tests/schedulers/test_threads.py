@@ -21,6 +21,7 @@ from .classes import (
     KDPM2,
     KDPM2_A,
     LCM,
+    LMS,
     SD,
     TCD,
     UNIPC,
@@ -40,6 +41,7 @@ CASES = [
     (LCM, {}),
     (HEUN, {}),
     (KDPM2, {}),
+    (LMS, {}),
     (KDPM2_A, {}),
     (TCD, {}),
 ]
