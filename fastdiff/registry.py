@@ -210,6 +210,16 @@ _ROWS = (
         aliases=("LMS", "k_lms"),
     ),
     Solver(
+        "ipndm",
+        adams,
+        2,
+        depths=(3,),
+        state="ve",
+        preset={"order": 4, "steps": "equal"},
+        scheduler=("IPNDMScheduler", {}),
+        aliases=("iPNDM",),
+    ),
+    Solver(
         "lcm",
         consistency,
         1,

@@ -173,6 +173,7 @@ PROMISE = {
     "EulerAncestralDiscreteScheduler": None,
     "EulerDiscreteScheduler": None,
     "HeunDiscreteScheduler": None,
+    "IPNDMScheduler": None,
     "KDPM2AncestralDiscreteScheduler": None,
     "KDPM2DiscreteScheduler": None,
     "LCMScheduler": None,

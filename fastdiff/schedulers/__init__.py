@@ -20,6 +20,7 @@ from fastdiff.schedulers.deis_multistep import DEISMultistepScheduler
 from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from fastdiff.schedulers.heun import HeunDiscreteScheduler
+from fastdiff.schedulers.ipndm import IPNDMScheduler
 from fastdiff.schedulers.kdpm2 import (
     KDPM2AncestralDiscreteScheduler,
     KDPM2DiscreteScheduler,
@@ -43,6 +44,7 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     KDPM2DiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
     LMSDiscreteScheduler,
+    IPNDMScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -83,6 +85,7 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
             f"{', '.join(sorted(known))}"
         )
     values = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    values = {k: v for k, v in values.items() if k in known}  # IPNDM has levels of its own
     values |= {k: v for k, v in config.items() if k in known} | dict(preset)
     if spacing is not None:
         flags = _SPACING_CONFIG.get(spacing) if isinstance(spacing, str) else None
@@ -134,6 +137,7 @@ __all__ = [
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
+    "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",

@@ -39,6 +39,7 @@ COUNT = {8: 150, 20: 80, 50: 30}  # draws per class, times
 WEIGHT = {
     "DPMSolverMultistepScheduler": 2,
     "HeunDiscreteScheduler": 0.4,
+    "LMSDiscreteScheduler": 0.4,  # SciPy integrates every weight in diffusers
     "KDPM2DiscreteScheduler": 0.4,
     "KDPM2AncestralDiscreteScheduler": 0.4,
 }  # its runs are twice as long
