@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastdiff.solvers.adams import adams
 from fastdiff.solvers.consistency import consistency
 from fastdiff.solvers.ddim import ddim
 from fastdiff.solvers.ddpm import ddpm
@@ -238,6 +239,26 @@ _ROWS = (
     _deis(1),
     _deis(2, "DEIS", "deis"),
     _deis(3),
+    Solver(
+        "lms",
+        adams,
+        2,
+        depths=(3,),
+        state="ve",
+        preset={"order": 4, "steps": "exact"},
+        scheduler=("LMSDiscreteScheduler", {}),
+        aliases=("LMS", "k_lms"),
+    ),
+    Solver(
+        "ipndm",
+        adams,
+        2,
+        depths=(3,),
+        state="ve",
+        preset={"order": 4, "steps": "equal"},
+        scheduler=("IPNDMScheduler", {}),
+        aliases=("iPNDM",),
+    ),
     Solver(
         "lcm",
         consistency,

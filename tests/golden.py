@@ -35,6 +35,16 @@ PLANS = {  # file -> arguments of fastdiff.plan
         "spacing": [1.0, 0.8, 0.5, 0.2],
         "prediction": "flow_prediction",
     },
+    "heun": {"solver": "heun", "steps": 5, "prediction": "v_prediction"},
+    "ipndm-flow": {
+        "solver": "ipndm",
+        "steps": 6,
+        "noise": NoiseSchedule.flow(3.0),
+        "spacing": [1.0, 0.9, 0.7, 0.5, 0.3, 0.15],
+        "prediction": "flow_prediction",
+    },
+    "kdpm2-a": {"solver": "kdpm2_a", "steps": 6, "eta": 0.7, "begin": 2},
+    "lms": {"solver": "lms", "steps": 6, "spacing": "trailing"},
     "unipc-2": {"solver": "unipc_2", "steps": 6},
     "unipc-3-bh1": {
         "solver": "unipc_3",

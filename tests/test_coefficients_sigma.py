@@ -1,16 +1,15 @@
-"""Weights of the solvers in the noise level of x / alpha to 1e-11 against mpmath.
-
-Those whose step is two calls of the network; one-step methods are in test_coefficients.py.
-"""
+"""Weights of the solvers in the noise level of x / alpha to 1e-11 against mpmath: linear multistep,
+and those whose step is two calls of the network.  One-step methods are in test_coefficients.py."""
 
 import mpmath
 import numpy as np
 import pytest
 
+from fastdiff.solvers.adams import adams
 from fastdiff.solvers.heun import heun
 from fastdiff.solvers.kdpm2 import kdpm2, middles
 from fastdiff.solvers.row import Grid
-from tests.test_coefficients import DIGITS, cases, close, level
+from tests.test_coefficients import DIGITS, cases, close, lagrange, level
 
 
 def test_heun():
@@ -47,3 +46,22 @@ def test_kdpm2(eta):
             assert abs(row.n / (a1 * (down - s / a)) - 1) < 1e-11
             assert close(row.h[0], a1 / a)
             assert abs(row.z - a1 * up) <= 1e-11 * a1 * up
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_lms(order):
+    """The polynomial through the last predictions, in Lagrange form, integrated over the step."""
+    with mpmath.workdps(DIGITS):
+        for grid, i in cases():
+            (a, s, _), (a1, s1, _) = level(grid, i), level(grid, i + 1)
+            length = s1 / a1 - s / a
+            nodes = [level(grid, i - j)[1] / level(grid, i - j)[0] - s / a for j in range(order)]
+            if order > 1 and max(abs(n / length) for n in nodes) > 1e6:
+                continue  # a step of e^-20 after one of 1: weights far beyond 1 / rounding
+            want = [
+                a1 * sum(c * length ** (k + 1) / (k + 1) for k, c in enumerate(poly))
+                for poly in lagrange(nodes)
+            ]
+            row = adams(grid, i, i, order=order).next
+            assert close(row.x, a1 / a)
+            assert all(map(close, (row.n, *row.h), want)), (grid, i)

@@ -63,7 +63,9 @@ def propagate(plan, prediction="epsilon", spread=0.0):
         draw[1], draw[3] = kz, 1.0
         into = [0, *(1 + int(v) for v in line[len(line) - keeps :])]
         move, add, noise = np.eye(1 + history), np.zeros(1 + history), np.zeros(1 + history)
-        for target, weights in zip(into, c, strict=True):
+        for p, (target, weights) in enumerate(zip(into, c, strict=True)):
+            if p and not target:
+                continue  # slot -1: not kept
             move[target], add[target], noise[target] = (
                 weights @ state,
                 weights @ shift,
@@ -84,6 +86,9 @@ EXACT_FOR_ONE_POINT = [
     *(("ddim", {"eta": eta}) for eta in (0.0, 0.3, 1.0)),
     ("ddpm", {}),
     ("euler", {}),
+    ("heun", {}),
+    ("kdpm2", {}),
+    *(("kdpm2_a", {"eta": eta}) for eta in (0.0, 0.3, 1.0)),
     *(("euler_a", {"eta": eta}) for eta in (0.0, 0.3, 1.0)),
     *(
         (name, {"eta": eta, **extra, **OPEN})
@@ -168,7 +173,8 @@ def weak_order(solver, spread=0.6, n=64, **options):
     errors = []
     for steps in (n, 2 * n):
         sigmas = np.exp(np.linspace(np.log(3.0), np.log(0.05), steps + 1))
-        plan = fastdiff.plan(solver, steps=steps, spacing=sigmas, **options)
+        calls = steps if SOLVERS[solver].points is None else 2 * steps - 1
+        plan = fastdiff.plan(solver, steps=calls, spacing=sigmas, **options)
         _, variance = propagate(plan, spread=spread)
         errors.append(abs(variance[-1] - true_path(plan, spread)[1][-1]))
     return np.log2(errors[0] / errors[1])
@@ -186,6 +192,7 @@ def weak_order(solver, spread=0.6, n=64, **options):
         ("dpmpp_2m_sde", {"solver_type": "heun", **OPEN}, 2.0),
         ("dpmpp_3m_sde", OPEN, 2.0),
         ("dpmpp_2m", OPEN, 2.0),
+        ("kdpm2_a", {}, 2.0),
         ("dpmsolver_sde_1", {"n": 512, **OPEN}, 1.0),  # its error changes sign at some 60 steps
         ("dpmsolver_2m_sde", OPEN, 2.0),
     ],

@@ -179,9 +179,11 @@ PROMISE = {
     "FlowMatchHeunDiscreteScheduler": None,
     "FlowMatchLCMScheduler": None,
     "HeunDiscreteScheduler": None,
+    "IPNDMScheduler": None,
     "KDPM2AncestralDiscreteScheduler": None,
     "KDPM2DiscreteScheduler": None,
     "LCMScheduler": None,
+    "LMSDiscreteScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load
     "TCDScheduler": None,

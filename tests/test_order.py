@@ -67,6 +67,8 @@ MEASURED = [  # order in the last interval, as known for these methods
     ("ddim", {}, 0.95),
     ("euler", {}, 0.95),
     ("euler_a", {"eta": 0.0}, 0.95),
+    ("lms", {}, 3.14),
+    ("ipndm", {}, 2.0),
     ("heun", {}, 2.01),
     ("kdpm2", {}, 1.95),
     ("kdpm2_a", {"eta": 0.0}, 1.95),
@@ -93,7 +95,7 @@ MEASURED = [  # order in the last interval, as known for these methods
     ("unipc_3", {"solver_type": "bh1", **OPEN}, 3.85),
 ]
 # UniPC-3 is of order 4 after a first step that leaves h^3: 3.28 from N = 96 on, 3.05 from here on
-SETTLED = {"unipc_3": 384}
+SETTLED = {"unipc_3": 384, "lms": 384, "ipndm": 384}
 
 
 @pytest.mark.parametrize(("solver", "options", "want"), MEASURED)

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from mpmath import mpf
 
+import fastdiff
+from fastdiff.solvers.adams import adams
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.row import Grid
 from fastdiff.solvers.unipc import unipc
+from tests.loop import run as run_plan
 
 LAM = np.array([-2.0, -1.6, -1.35, -1.0])
 OPEN = {"lower_order_final": False}
@@ -158,3 +161,46 @@ def test_unipc_is_exact_up_to_these_degrees(order, predictor, corrector, predict
         errors = [error(k, corrects) for k in range(degree + 2)]
         assert max(errors[:-1]) < EXACT
         assert errors[-1] > 1e-5
+
+
+# Solvers in sh = sigma / alpha: there d(x / alpha) / d sh = n, so n(sh) = sh^k is integrated.
+
+
+def in_the_noise_level(solver, k, calls, last):
+    """Relative error of row `last` after the exact samples of the rows before it."""
+    plan = fastdiff.plan(
+        solver, steps=calls, spacing=[3.0, 2.2, 1.7, 1.1, 0.6, 0.4], prediction="epsilon"
+    )
+    sh = plan.sigma / plan.alpha
+    true = START + sh ** (k + 1) / (k + 1)
+    path = run_plan(plan, lambda x, t, j: sh[j] ** k + 0 * x, true[:1], given=warm(true, last))
+    return abs(float(path[last + 1][0]) / true[last + 1] - 1)
+
+
+def warm(true, last):
+    return {j: true[j : j + 1] for j in range(1, last + 1)}
+
+
+@pytest.mark.parametrize(
+    ("solver", "calls", "last", "degree"),
+    [
+        ("lms", 5, 3, 4),  # four predictions by then
+        ("lms", 5, 2, 3),
+        ("ipndm", 5, 3, 1),  # exact for any slope on equal steps alone
+        ("heun", 9, 5, 2),  # a second half
+        ("heun", 9, 6, 1),  # a first half
+        ("kdpm2", 9, 5, 1),  # the middle is that of log sh
+    ],
+)
+def test_exact_in_the_noise_level_up_to_its_degree(solver, calls, last, degree):
+    for k in range(degree):
+        assert in_the_noise_level(solver, k, calls, last) < EXACT
+    assert in_the_noise_level(solver, degree, calls, last) > 1e-4
+
+
+def test_equal_steps_are_exact_where_steps_are_equal():
+    """iPNDM is LMS there: of order 4 as well."""
+    grid = Grid(np.ones(6), np.linspace(3.0, 0.5, 6))
+    for i in range(1, 5):
+        equal, exact_ = (adams(grid, i, i, steps=kind).next for kind in ("equal", "exact"))
+        np.testing.assert_allclose((equal.n, *equal.h), (exact_.n, *exact_.h), rtol=1e-12)

@@ -23,11 +23,13 @@ from fastdiff.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
 from fastdiff.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
 from fastdiff.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from fastdiff.schedulers.heun import HeunDiscreteScheduler
+from fastdiff.schedulers.ipndm import IPNDMScheduler
 from fastdiff.schedulers.kdpm2 import (
     KDPM2AncestralDiscreteScheduler,
     KDPM2DiscreteScheduler,
 )
 from fastdiff.schedulers.lcm import LCMScheduler
+from fastdiff.schedulers.lms import LMSDiscreteScheduler
 from fastdiff.schedulers.tcd import TCDScheduler
 from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
 
@@ -47,6 +49,8 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     HeunDiscreteScheduler,
     KDPM2DiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
+    LMSDiscreteScheduler,
+    IPNDMScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -87,7 +91,7 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
             f"{', '.join(sorted(known))}"
         )
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    values = {k: v for k, v in betas.items() if k in known}  # a flow has none
+    values = {k: v for k, v in betas.items() if k in known}  # flows and IPNDM have none
     values |= {k: v for k, v in config.items() if k in known} | dict(preset)
     if spacing is not None:
         flags = _SPACING_CONFIG.get(spacing) if isinstance(spacing, str) else None
@@ -142,9 +146,11 @@ __all__ = [
     "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
     "HeunDiscreteScheduler",
+    "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
+    "LMSDiscreteScheduler",
     "SchedulerMixin",
     "TCDScheduler",
     "UniPCMultistepScheduler",

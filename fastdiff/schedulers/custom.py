@@ -75,6 +75,22 @@ def exact_timesteps(scheduler: Any) -> Tensor:
     return timesteps
 
 
+def times_to_run(
+    values: ArrayLike | Tensor, steps: int | None, alphas_cumprod: Tensor
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(sigmas (N + 1,), timesteps (N,)) of custom timesteps (N,); the last level is 0."""
+    times = vector("timesteps", values)
+    descending("timesteps", times)
+    if steps not in (None, len(times)):
+        raise ValueError(
+            f"num_inference_steps must be None or {len(times)}, the number of timesteps; "
+            f"got {steps}"
+        )
+    known = np.asarray(((1 - alphas_cumprod) / alphas_cumprod) ** 0.5)
+    body = np.interp(times, np.arange(len(known)), known)
+    return np.append(body, 0.0).astype(np.float32), times.astype(np.float32)
+
+
 def sigmas_to_run(
     values: ArrayLike | Tensor, steps: int | None, alphas_cumprod: Tensor
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from fastdiff.schedulers.custom import (
     descending,
     sigmas_to_run,
+    times_to_run,
     vector,
     whole_steps,
     without_shift,
@@ -193,20 +194,11 @@ class EulerAncestralDiscreteScheduler(
             return
         if timesteps is not None and sigmas is not None:
             raise ValueError("pass timesteps or sigmas, not both; got both")
-        if sigmas is not None:
+        if timesteps is None:
+            assert sigmas is not None
             levels, times = sigmas_to_run(sigmas, num_inference_steps, self.alphas_cumprod)
         else:
-            values = vector("timesteps", timesteps)
-            descending("timesteps", values)
-            if num_inference_steps not in (None, len(values)):
-                raise ValueError(
-                    f"num_inference_steps must be None or {len(values)}, the number of timesteps; "
-                    f"got {num_inference_steps}"
-                )
-            known = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
-            body = np.interp(values, np.arange(len(known)), known)
-            levels = np.append(body, 0.0).astype(np.float32)
-            times = values.astype(np.float32)
+            levels, times = times_to_run(timesteps, num_inference_steps, self.alphas_cumprod)
         self.sigmas, self.timesteps = torch.from_numpy(levels), torch.from_numpy(times)
         self.num_inference_steps = len(times)
         self._step_index = self._begin_index = None

@@ -122,6 +122,19 @@ class FusedStep:
             state.levels_of = source
         return state.levels
 
+    def _others(self, name: str) -> list[float]:
+        """The values of a tensor of levels beside `sigmas`; read again if it was written to."""
+        state, levels = self._state, self.__dict__[name]
+        version = None if levels.is_inference() else levels._version
+        known = state.others.get(name)
+        if known is not None and known[0] is levels and known[1] == version:
+            return known[2]
+        if levels.device.type != "cpu":
+            state.counts[f"{name} read back from the device"] += 1
+        values: list[float] = values_of(levels.detach().cpu()).tolist()
+        state.others[name] = levels, version, values
+        return values
+
     def _ready(self) -> tuple[State, Rows]:
         """The state and the rows for the schedule as it is now.
 

@@ -20,9 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastdiff.schedulers.custom import (
-    descending,
     sigmas_to_run,
-    vector,
+    times_to_run,
     whole_steps,
     without_shift,
 )
@@ -66,7 +65,8 @@ class Middle(TwoCalls):
             if sigmas is not None:
                 levels, times = sigmas_to_run(sigmas, steps, self.alphas_cumprod)
             else:
-                levels, times = self._levels_at(vector("timesteps", timesteps), steps)
+                assert timesteps is not None
+                levels, times = times_to_run(timesteps, steps, self.alphas_cumprod)
             self._stock_timesteps(len(times), trained)  # whatever else it sets
             self._set_levels(levels.astype(np.float64), times)
         if str(device).startswith("mps"):
@@ -80,20 +80,6 @@ class Middle(TwoCalls):
             return time_between(sigma, log_sigmas)
         base: Any = super()
         return base._sigma_to_t(sigma, log_sigmas)
-
-    def _levels_at(
-        self, times: NDArray[np.float64], steps: int | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(sigmas (N + 1,), timesteps (N,)) of custom timesteps."""
-        descending("timesteps", times)
-        if steps not in (None, len(times)):
-            raise ValueError(
-                f"num_inference_steps must be None or {len(times)}, the number of timesteps; "
-                f"got {steps}"
-            )
-        known = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
-        body = np.interp(times, np.arange(len(known)), known)
-        return np.append(body, 0.0).astype(np.float32), times.astype(np.float32)
 
     def _set_levels(self, levels: NDArray[np.float64], times: NDArray[Any]) -> None:
         """Levels (N + 1,) and times (N,) in the order in which diffusers holds them."""

@@ -77,6 +77,18 @@ QUIRKS = (
         "relative error 6e-8 / beta_t: 6e-4 at the first of 1000 linear betas; 5e-5 of a whole run",
     ),
     Quirk(
+        "weights of predictions that a run does not have",
+        ("LMSDiscreteScheduler",),
+        "order=place",
+        "image to image: of equal levels, the first step is 55/24 of its length, then -4/24, 33/24",
+    ),
+    Quirk(
+        "the first step drops the prediction of x_0",
+        ("IPNDMScheduler",),
+        "least_signal=1e-8",
+        "alpha = 0 there, (x - x) / 1e-8 stands for x_0: a' x_0 is missing, a' = 0.11 of 20 steps",
+    ),
+    Quirk(
         "no division by zero for equal noise levels",
         _DPM + _UNIPC,
         "",
@@ -146,6 +158,16 @@ def parameters(scheduler: str, numerics: str, *, order: int, sde: bool) -> dict[
     if numerics != "faithful" or scheduler not in _DPM or order < 3:
         return {}
     return {"d2_scale": 1.0, "sde3_offset": -1.0 if sde else 0.0}
+
+
+def parameters_of_lms(numerics: str) -> bool:
+    """Whether the order is what the place in the grid allows, however short the history is."""
+    return numerics == "faithful"
+
+
+def least_signal(numerics: str) -> float:
+    """What diffusers' IPNDM divides by where alpha is less; 0: the limit is taken."""
+    return 1e-8 if numerics == "faithful" else 0.0
 
 
 def rounded_chain(levels: NDArray[np.float64], t: int, prev: int) -> tuple[float, float]:

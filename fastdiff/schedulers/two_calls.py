@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, Rows, over, promote, values_of
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, Rows, over, promote
 
 
 class TwoCalls(FusedStep):
@@ -28,19 +28,6 @@ class TwoCalls(FusedStep):
     def _facts(self, config: dict[str, Any]) -> Any:
         """(x_0 is the raw output, the noise levels)."""
         return config["prediction_type"] == "sample", self._levels().tolist()
-
-    def _others(self, name: str) -> list[float]:
-        """The values of a tensor of levels beside `sigmas`; read again if it was written to."""
-        state, levels = self._state, self.__dict__[name]
-        version = None if levels.is_inference() else levels._version
-        known = state.others.get(name)
-        if known is not None and known[0] is levels and known[1] == version:
-            return known[2]
-        if levels.device.type != "cpu":
-            state.counts[f"{name} read back from the device"] += 1
-        values: list[float] = values_of(levels.detach().cpu()).tolist()
-        state.others[name] = levels, version, values
-        return values
 
     def _left(self, *names: str) -> list[Tensor]:
         """What the first half left in these attributes."""

@@ -40,9 +40,9 @@ def adams(grid: Grid, i: int, k: int, *, order: int = MOST, steps: str = "exact"
     if a == 0:  # x / a is infinite: x' = a' d + s' n is the same line
         return Row(Weights(d=a1, n=s1, h=(0.0,) * past), keep)
     length = -grid.cross(i, i + 1) / (a * a1) if a1 > 0 else -math.inf
-    levels = [grid.ratio(i - j) for j in range(min(order, k + 1, i + 1))]
+    before = [_above(grid, i - j, i) for j in range(min(order, k + 1, i + 1))]
     used = 1
-    while used < len(levels) and _apart(levels[used - 1] - levels[used], length, levels[used]):
+    while used < len(before) and _apart(before[used - 1] - before[used], length, before[used]):
         used += 1
     weights: tuple[float, ...] = (0.0,)
     if length == 0:  # two equal noise levels: nothing to do
@@ -50,18 +50,23 @@ def adams(grid: Grid, i: int, k: int, *, order: int = MOST, steps: str = "exact"
     elif steps == "equal":
         weights = tuple(length * c for c in EQUAL[used])
     else:
-        weights = tuple(length * w for w in _integrals(levels[:used], levels[0], length))
+        weights = tuple(length * w for w in _integrals([v / length for v in before[:used]]))
     older = (*weights[1:], *(0.0,) * (past + 1 - len(weights)))
     return Row(Weights(x=a1 / a, n=a1 * weights[0], h=tuple(a1 * w for w in older)), keep)
+
+
+def _above(grid: Grid, j: int, i: int) -> float:
+    """sh_j - sh_i, rounded once; inf without signal at j."""
+    a, b = float(grid.alpha[j]), float(grid.alpha[i])
+    return grid.cross(j, i) / (a * b) if a > 0 else math.inf
 
 
 def _apart(step: float, length: float, level: float) -> bool:
     return math.isfinite(level) and abs(step) > REPEATED * abs(length)
 
 
-def _integrals(levels: list[float], start: float, length: float) -> list[float]:
-    """int_0^1 L_j(v) dv of the Lagrange polynomials through (level - start) / length."""
-    places = [(level - start) / length for level in levels]
+def _integrals(places: list[float]) -> list[float]:
+    """int_0^1 L_j(v) dv of the Lagrange polynomials through these places."""
     found = []
     for j, at in enumerate(places):
         others = [p for q, p in enumerate(places) if q != j]

@@ -28,9 +28,10 @@ FLOW_LCM = "FlowMatchLCMScheduler"
 FLOW_HEUN = "FlowMatchHeunDiscreteScheduler"
 HEUN = "HeunDiscreteScheduler"
 KDPM2 = "KDPM2DiscreteScheduler"
+LMS = "LMSDiscreteScheduler"
 KDPM2_A = "KDPM2AncestralDiscreteScheduler"
 NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD)
-NAMES += (FLOW_EULER, FLOW_LCM, FLOW_HEUN, HEUN, KDPM2, KDPM2_A)
+NAMES += (FLOW_EULER, FLOW_LCM, FLOW_HEUN, HEUN, KDPM2, KDPM2_A, LMS)
 
 
 PLAIN_TIMES = {  # diffusers' own, in whose place conftest.py puts a faster one

@@ -193,6 +193,10 @@ TABLE["KDPM2DiscreteScheduler"] = TABLE["KDPM2AncestralDiscreteScheduler"] = {
     "beta_schedule": _SCHEDULE["beta_schedule"],
     "prediction_type": ["epsilon", "v_prediction"],  # "sample" is not implemented there
 }
+TABLE["LMSDiscreteScheduler"] = TABLE["KDPM2DiscreteScheduler"] | {
+    "prediction_type": ["epsilon", "sample", "v_prediction"],
+    "step.order": [4, 4, 1, 3],
+}
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",

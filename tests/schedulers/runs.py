@@ -23,6 +23,7 @@ from . import (
     double_precision_consistency,
     double_precision_exponential,
     double_precision_flow,
+    double_precision_linear,
     double_precision_two_calls,
 )
 from .classes import FLOW_EULER, FLOW_LCM, ONE_RESULT, WITH_BETAS, ours, stock
@@ -34,6 +35,7 @@ RECURSION = (
     | double_precision_consistency.RECURSION
     | double_precision_flow.RECURSION
     | double_precision_two_calls.RECURSION
+    | double_precision_linear.RECURSION
 )
 SPREAD, REACH = 0.8, 2.5  # standard deviation of the data; largest prediction
 

@@ -17,7 +17,8 @@ ratio is that of three draws.  So is that of single steps, of samples too, for w
 is asked besides: on the first step "so far" is one draw, which came out at 2.1 and 2.2 in two runs
 of 1,000 on one kind of CPU and below 2 in all on another.  A schedule that begins with nearly no
 signal (alpha < 1/16) loses nearly all of what it loses on its first step, so that a whole run is
-one draw, too: c = 4.
+one draw, too: c = 4.  LMS loses most of all on its last step, to level 0: the four weights there
+cancel, and raise what the kept slopes were rounded by; c = 4 for the same reason.
 Where diffusers is not finite (two equal noise levels), r takes the place of s, a step between
 equal levels being the identity.  Where r is not finite either (epsilon where there is no signal,
 the root of a logarithm), ours may say so, and need not agree.
@@ -29,7 +30,7 @@ from statistics import median
 
 import pytest
 
-from .classes import FLOWS, NAMES, ONE_RESULT, stock
+from .classes import FLOWS, LMS, NAMES, ONE_RESULT, stock
 from .options import TABLE, accepted, draw
 from .runs import Case, finite, gaps, level, mine, reference, theirs
 
@@ -39,6 +40,7 @@ COUNT = {8: 150, 20: 80, 50: 30}  # draws per class
 # twice as long
 WEIGHT = {"DPMSolverMultistepScheduler": 2, **dict.fromkeys(FLOWS, 0.5)}
 WEIGHT |= {name: 0.4 for name in NAMES if name not in FLOWS and stock(name).order == 2}
+WEIGHT[LMS] = 0.4  # SciPy integrates every weight in diffusers
 
 
 def complaint(case: Case) -> str:
@@ -68,16 +70,18 @@ def complaint(case: Case) -> str:
                     f"{what} of step {i}: {largest:.1e} from diffusers (rms {typical:.1e}), "
                     f"which is {lost:.1e} from float64"
                 )
-        factor = 4 if kind == 1 or silent(case) else 2
+        factor = 4 if kind == 1 or one_draw(case) else 2
         worst, allowed = max(gaps(ours, them)), max(REL, factor * max(gaps(them, exact)))
         if worst > allowed:
             return f"{what}: {worst:.1e} from diffusers, {allowed:.1e} allowed over the run"
     return ""
 
 
-def silent(case: Case) -> bool:
-    """Whether the first level of a run has nearly no signal."""
-    return level(case.levels, case.begin[0])[0] < 1 / 16
+def one_draw(case: Case) -> bool:
+    """Whether one step loses nearly all: from a level with nearly no signal, or LMS to level 0,
+    whose polynomial through four slopes is extrapolated with weights that cancel."""
+    silent = level(case.levels, case.begin[0])[0] < 1 / 16
+    return silent or (case.name == LMS and case.call["order"] > 1)
 
 
 @pytest.mark.parametrize("steps", COUNT)

@@ -37,6 +37,7 @@ CASES = {
     "HeunDiscreteScheduler": [{}, {"prediction_type": "v_prediction", "clip_sample": True}],
     "KDPM2DiscreteScheduler": [{}, {"use_karras_sigmas": True}],
     "KDPM2AncestralDiscreteScheduler": [{}],
+    "LMSDiscreteScheduler": [{}, {"use_karras_sigmas": True}],
     "TCDScheduler": [{}, {"call": {"eta": 0.0}}, {"prediction_type": "sample"}],
     "FlowMatchEulerDiscreteScheduler": [
         {},

@@ -27,6 +27,7 @@ from .classes import (
     KDPM2,
     KDPM2_A,
     LCM,
+    LMS,
     NAMES,
     SD,
     TCD,
@@ -154,6 +155,7 @@ NEW = {
     HEUN: {"prediction_type": "v_prediction", "clip_sample": True},
     KDPM2: {"prediction_type": "v_prediction"},
     KDPM2_A: {"prediction_type": "v_prediction"},
+    LMS: {"prediction_type": "v_prediction"},
 }
 
 

@@ -77,6 +77,11 @@ KINDS = {
         "epsilon": {},
         "v": {"prediction_type": "v_prediction"},
     },
+    "LMSDiscreteScheduler": {
+        "epsilon": {},
+        "sample": {"prediction_type": "sample"},
+        "v": {"prediction_type": "v_prediction"},
+    },
     "DDIMScheduler": {
         "epsilon": {"clip_sample": False},
         "clip": {},
@@ -123,6 +128,7 @@ def two_steps(scheduler, output, sample, call):
             out = scheduler.step(e, t, x, **call)
             prev, x0 = out.prev_sample, getattr(out, "pred_original_sample", None)
             kept = [*getattr(scheduler, "model_outputs", [])]
+            kept += getattr(scheduler, "derivatives", [])
             kept += [getattr(scheduler, key, None) for key in ("prev_derivative", "sample")]
             kept = [m.dtype for m in kept if m is not None]
             row.append((seen.dtype, prev.dtype, None if x0 is None else x0.dtype, tuple(kept)))

@@ -25,6 +25,7 @@ from .classes import (
     HOME,
     KDPM2,
     KDPM2_A,
+    LMS,
     ONE_RESULT,
     SD,
     UNIPC,
@@ -63,10 +64,16 @@ DEVIATIONS = {  # quirk -> (a run that has it, how the recursion differs without
         1e-3,
     ),
 }
+DEVIATIONS["weights of predictions that a run does not have"] = (
+    Case(LMS, SD, 20, begin=(8, True)),
+    {"short": True},
+    1e-2,
+)
 ELSEWHERE = {
     "model times are cut to whole numbers": "test_model_times_keep_their_fractions",
     "mu of one run stays for the next": "test_mu_is_for_one_run",
     "beta_t of DDPM is a difference of float32 numbers": "test_beta_of_ddpm_is_rounded",
+    "the first step drops the prediction of x_0": "test_the_first_step_of_ipndm",
 }
 
 
@@ -99,6 +106,7 @@ def test_every_deviation_on_the_list_has_a_test():
         Case(UNIPC, SD | {"solver_order": 3, "use_karras_sigmas": True}, 20),
         Case(HEUN, SD, 20),
         Case(KDPM2, SD, 20),
+        Case(LMS, SD, 20),
         Case(KDPM2_A, SD, 20),
         Case(DEIS, SD | {"solver_order": 3}, 20),
         Case(FLOW_EULER, {"shift": 3.0}, 20),
@@ -127,6 +135,19 @@ def test_beta_of_ddpm_is_rounded():
     assert max(gaps(faithful, theirs(case)[0][::2])) <= 2e-6
     assert max(gaps(exact, reference(case)[::2])) <= 2e-6
     assert max(gaps(faithful, exact)) >= 1e-5
+
+
+def test_the_first_step_of_ipndm():
+    """From pure noise: s' x there, s' x + a' x_0 with x_0 = -out here."""
+    x, out = torch.ones(1, 4, 2, 2), torch.full((1, 4, 2, 2), -0.5)
+    for numerics, share in (("faithful", 0.0), ("exact", 0.5)):
+        s = ours("IPNDMScheduler")()
+        s.numerics = numerics
+        s.set_timesteps(20)
+        assert s.alphas[0] == 0
+        made = s.step(out, s.timesteps[0], x).prev_sample
+        torch.testing.assert_close(made, s.betas[1] * x + share * s.alphas[1] * x)
+        assert float(s.alphas[1]) == pytest.approx(0.11, abs=0.005)  # the size on the list
 
 
 @pytest.mark.parametrize("name", [DPM, UNIPC])

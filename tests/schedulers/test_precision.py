@@ -56,6 +56,8 @@ CASES = {
     "kdpm2-a-v": Case(
         "KDPM2AncestralDiscreteScheduler", SD | {"prediction_type": "v_prediction"}, 20
     ),
+    "lms": Case("LMSDiscreteScheduler", SD, 20),
+    "lms-v": Case("LMSDiscreteScheduler", SD | {"prediction_type": "v_prediction"}, 20),
     "lcm": Case("LCMScheduler", SD, 8),
     "tcd": Case("TCDScheduler", SD | {"prediction_type": "v_prediction"}, 8),
     "flow": Case("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 20),

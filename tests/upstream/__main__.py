@@ -39,6 +39,8 @@ FILES = {
     "HeunDiscreteScheduler": "test_scheduler_heun.py",
     "KDPM2DiscreteScheduler": "test_scheduler_kdpm2_discrete.py",
     "KDPM2AncestralDiscreteScheduler": "test_scheduler_kdpm2_ancestral.py",
+    "LMSDiscreteScheduler": "test_scheduler_lms.py",
+    "IPNDMScheduler": "test_scheduler_ipndm.py",
 }
 
 
