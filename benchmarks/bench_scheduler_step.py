@@ -37,6 +37,7 @@ DTYPES = ("float32", "bfloat16")
 STEPS, SKIP, TIMED = 20, 4, 12
 CHECKED = 6  # chained steps
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+FLOWS = ("FlowMatchEulerDiscreteScheduler",)  # which have none
 
 
 class Case(NamedTuple):
@@ -64,6 +65,12 @@ SAMPLERS = {
     "ddpm": Case("DDPMScheduler", {"clip_sample": False}, 5),
     # x, e, h_1, h_2, where the step began -> x', x_0, where this one begins
     "unipc_2": Case("UniPCMultistepScheduler", {}, 8),
+    # x, e, n_1 -> x', n
+    "deis_2": Case("DEISMultistepScheduler", {}, 5),
+    # x, e, z -> x', what is denoised
+    "lcm": Case("LCMScheduler", {}, 5),
+    # x, v -> x'
+    "flow_euler": Case("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 3),
 }
 
 
@@ -148,8 +155,9 @@ def checked_contestants(
     size = tuple(map(int, shape.split("x")))
     torch.manual_seed(0)
     sample, *outputs = (torch.randn(size).to(kind) for _ in range(1 + CHECKED))
-    ours = getattr(fastdiff.schedulers, case.name)(**BETAS, **case.config)
-    theirs = getattr(diffusers, case.name)(**BETAS, **case.config)
+    config = case.config if case.name in FLOWS else BETAS | case.config
+    ours = getattr(fastdiff.schedulers, case.name)(**config)
+    theirs = getattr(diffusers, case.name)(**config)
 
     check = compared(chained(ours, outputs, sample), chained(theirs, outputs, sample))
     counts = fastdiff.report(ours).rows[0].calls

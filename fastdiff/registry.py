@@ -208,6 +208,23 @@ _ROWS = (
         scheduler=("LCMScheduler", {}),
         aliases=("LCM",),
     ),
+    # Euler in sigma along the velocity of a flow is DDIM's row there
+    Solver(
+        "flow_euler",
+        ddim,
+        1,
+        preset={"eta": 0.0},
+        scheduler=("FlowMatchEulerDiscreteScheduler", {}),
+        aliases=("FlowMatchEuler",),
+    ),
+    Solver(
+        "flow_lcm",
+        consistency,
+        1,
+        noise=True,
+        scheduler=("FlowMatchLCMScheduler", {}),
+        aliases=("FlowMatchLCM",),
+    ),
 )
 SOLVERS: Mapping[str, Solver] = {row.name: row for row in _ROWS}
 

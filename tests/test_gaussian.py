@@ -20,7 +20,7 @@ from fastdiff.solvers.ddim import ddim
 from fastdiff.solvers.ddpm import ddpm
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.euler import euler, euler_ancestral
-from fastdiff.solvers.row import Grid
+from fastdiff.solvers.row import Grid, Row, Weights
 
 MU = 0.7
 OPEN = {"lower_order_final": False}
@@ -234,6 +234,9 @@ def test_methods_that_are_one_method(grid, i):
     same(euler(grid, i, 0), ddim(grid, i, 0), grid, i)
     for eta in (0.0, 0.3, 1.0):
         same(euler_ancestral(grid, i, 0, eta=eta), ddim(grid, i, 0, eta=eta), grid, i)
+    if (grid.alpha + grid.sigma == 1).all():  # of a flow: along the velocity n - x_0
+        step = grid.sigma[i + 1] - grid.sigma[i]
+        same(Row(Weights(x=1.0, n=step, d=-step)), ddim(grid, i, 0), grid, i)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=["vp", "flow"])

@@ -175,6 +175,9 @@ PROMISE = {
     "DPMSolverMultistepScheduler": None,
     "EulerAncestralDiscreteScheduler": None,
     "EulerDiscreteScheduler": None,
+    "FlowMatchEulerDiscreteScheduler": None,
+    "FlowMatchHeunDiscreteScheduler": None,
+    "FlowMatchLCMScheduler": None,
     "LCMScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load

@@ -187,7 +187,8 @@ def test_the_ends_of_the_levels_that_are_taken(solver, family):
     predictions = ["epsilon", "sample", "v_prediction"]
     top = 65536.0
     if family == "flow":
-        predictions, top = ["flow_prediction"], 1 - 1e-5 if "dpmsolver" in solver else 1 - 1e-8
+        by_noise = SOLVERS[solver].preset.get("predict") == "noise"
+        predictions, top = ["flow_prediction"], 1 - 1e-5 if by_noise else 1 - 1e-8
     for prediction in predictions:
         for sigmas in ([top, 1.0 if family != "flow" else 0.5, 1e-20], [top, 1e-20, 1e-20]):
             fastdiff.plan(solver, steps=3, noise=family, spacing=sigmas, prediction=prediction)

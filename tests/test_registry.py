@@ -132,9 +132,12 @@ def test_no_guess_where_nothing_is_near(wrong):
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda row: row.name)
 def test_a_sampler_is_the_class_and_config_of_its_row(solver):
     name, config = solver.scheduler
-    made = fastdiff.sampler(solver.name, beta_end=0.013)
+    flow = name.startswith("FlowMatch")
+    given = {"shift": 3.0} if flow else {"beta_end": 0.013}
+    made = fastdiff.sampler(solver.name, **given)
     assert type(made) is getattr(fastdiff, name)
-    want = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.013, **config}
+    betas = {} if flow else {"beta_schedule": "scaled_linear", "beta_start": 0.00085}
+    want = betas | given | config
     assert {key: made.config[key] for key in want} == want
 
 

@@ -19,6 +19,9 @@ from fastdiff.schedulers.ddpm import DDPMScheduler
 from fastdiff.schedulers.deis_multistep import DEISMultistepScheduler
 from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from fastdiff.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
+from fastdiff.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
+from fastdiff.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from fastdiff.schedulers.lcm import LCMScheduler
 from fastdiff.schedulers.tcd import TCDScheduler
 from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
@@ -33,6 +36,9 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     DEISMultistepScheduler,
     LCMScheduler,
     TCDScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    FlowMatchHeunDiscreteScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -72,7 +78,8 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
             f"{', '.join(sorted(unknown))}: no option of {class_name}; it takes "
             f"{', '.join(sorted(known))}"
         )
-    values = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    values = {k: v for k, v in betas.items() if k in known}  # a flow has none
     values |= {k: v for k, v in config.items() if k in known} | dict(preset)
     if spacing is not None:
         flags = _SPACING_CONFIG.get(spacing) if isinstance(spacing, str) else None
@@ -123,6 +130,9 @@ __all__ = [
     "DPMSolverMultistepScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
     "LCMScheduler",
     "SchedulerMixin",
     "TCDScheduler",

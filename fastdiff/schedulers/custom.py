@@ -1,4 +1,5 @@
-"""Custom timesteps and sigmas of `set_timesteps`: a list, array or tensor, checked in one place."""
+"""Custom timesteps and sigmas of `set_timesteps`: a list, array or tensor, checked in one place;
+and the timesteps of "exact" numerics."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import operator
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -56,3 +58,18 @@ def descending(name: str, values: NDArray[np.float64]) -> None:
         raise ValueError(
             f"{name} must go down, from noisy to clean, and not below 0; got {values.tolist()}"
         )
+
+
+def exact_timesteps(scheduler: Any) -> Tensor:
+    """The timesteps of a run whose sigmas diffusers has set, where it cuts a model time to a whole
+    number: kept (flow) or rounded (spacings between trained levels)."""
+    config, sigmas = scheduler.config, scheduler.sigmas[:-1].double().numpy()
+    timesteps: Tensor = scheduler.timesteps
+    if config.use_flow_sigmas:
+        timesteps = torch.from_numpy(sigmas * config.num_train_timesteps).float()
+    elif config.use_exponential_sigmas or config.use_beta_sigmas:
+        cumulative = scheduler.alphas_cumprod
+        levels = np.asarray(((1 - cumulative) / cumulative) ** 0.5)
+        times = scheduler._sigma_to_t(sigmas, np.log(levels.astype(np.float64)))
+        timesteps = torch.from_numpy(times.round().astype(np.int64))
+    return timesteps

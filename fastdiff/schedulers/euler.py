@@ -21,12 +21,12 @@ from torch import Tensor
 
 from fastdiff.schedulers.custom import descending, vector, whole_steps, without_shift
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
+from fastdiff.schedulers.timestep import INTEGERS, an_index
 from fastdiff.solvers.euler import euler, euler_ancestral
 from fastdiff.solvers.row import Grid, Row
 from fastdiff.table import conversion, encode
 
 logger = logging.getLogger("fastdiff")
-_INTEGERS = (int, torch.IntTensor, torch.LongTensor)
 
 
 class EulerStep(FusedStep):
@@ -76,11 +76,8 @@ class EulerStep(FusedStep):
         numbers: tuple[float, ...],
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor]:
-        if isinstance(timestep, _INTEGERS):
-            raise ValueError(
-                "timestep must be an element of scheduler.timesteps, a float; got an integer. "
-                "An index from enumerate(timesteps) is not a timestep"
-            )
+        if isinstance(timestep, INTEGERS):
+            raise an_index()
         if not self.is_scale_input_called and not self.__dict__.get("_warned"):
             self.__dict__["_warned"] = True
             logger.warning(

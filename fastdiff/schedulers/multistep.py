@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.predictions import Conversion
-from fastdiff.schedulers.custom import descending, vector, whole_steps
+from fastdiff.schedulers.custom import descending, exact_timesteps, vector, whole_steps
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.row import NOISE, Grid, Row
@@ -61,7 +61,7 @@ class Multistep(FusedStep):
                 timesteps = vector("timesteps", timesteps)
             self._stock_timesteps(num_inference_steps, mu, timesteps)
             if self.numerics == "exact":
-                self._exact_timesteps()
+                self.timesteps = exact_timesteps(self)
         if self.numerics == "exact":
             self.config.flow_shift = shift  # mu is for this run only
         self._place_timesteps(device)
@@ -103,16 +103,6 @@ class Multistep(FusedStep):
         """Whether a run ends without noise."""
         return bool(self.config.get("final_sigmas_type") == "zero")
 
-    def _exact_timesteps(self) -> None:
-        """Where diffusers cuts a model time to a whole number: keep it (flow) or round it."""
-        config, sigmas = self.config, self.sigmas[:-1].double().numpy()
-        if config.use_flow_sigmas:
-            self.timesteps = torch.from_numpy(sigmas * config.num_train_timesteps).float()
-        elif config.use_exponential_sigmas or config.use_beta_sigmas:
-            levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
-            times = self._sigma_to_t(sigmas, np.log(levels.astype(np.float64)))
-            self.timesteps = torch.from_numpy(times.round().astype(np.int64))
-
     def _builder(self) -> Callable[[Place], Entry]:
         config, sigmas = self._config, self._levels()
         if config["use_flow_sigmas"]:
@@ -130,15 +120,18 @@ class Multistep(FusedStep):
             move = trimmed(dpmpp(grid, i, k, **options).next)
             # "++" keeps x_0, which the op returns anyway
             row = Row(move, () if data else (NOISE,))
+            a, s = float(grid.alpha[i]), float(grid.sigma[i])
+            # with flow_prediction diffusers takes the entry of sigmas as it is, for DEIS here, too
+            left = float(sigmas[i]) if by_data and prediction == "flow_prediction" else s
             if thresholding:  # the noise follows from the thresholded x_0
-                row = noise_from_data(row, float(grid.alpha[i]), float(grid.sigma[i]))
+                row = noise_from_data(row, a, left)
             if prediction == "flow_prediction":  # diffusers takes the entry of sigmas as it is
                 numbers = Conversion(1.0, -float(sigmas[i]), 1.0, 1.0 - float(sigmas[i]))
             else:
                 numbers = conversion(prediction, grid, i, 1.0, None)
-            a, s = float(grid.alpha[i]), float(grid.sigma[i])
             if by_data:
-                numbers = numbers._replace(qx=(1 - a * numbers.kx) / s, qe=-a * numbers.ke / s)
+                qx, qe = (1 - a * numbers.kx) / left, -a * numbers.ke / left
+                numbers = numbers._replace(qx=qx, qe=qe)
             elif not data:  # x_0, for its threshold, comes from the noise
                 kx, ke = (1 - s * numbers.qx) / a, -s * numbers.qe / a
                 numbers = numbers._replace(kx=kx, ke=ke)

@@ -13,6 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+INTEGERS = (int, torch.IntTensor, torch.LongTensor)  # no timestep where timesteps are fractions
+
+
+def an_index() -> ValueError:
+    """The error of a whole number where a timestep must be an element of `timesteps`."""
+    return ValueError(
+        "timestep must be an element of scheduler.timesteps, a float; got an integer. "
+        "An index from enumerate(timesteps) is not a timestep"
+    )
+
 
 def view_index(timesteps: Tensor, timestep: Any) -> int | None:
     """i if timestep is timesteps[i] by address, else None; never reads the values."""

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.predictions import Conversion
-from fastdiff.schedulers.custom import descending, vector, whole_steps
+from fastdiff.schedulers.custom import descending, exact_timesteps, vector, whole_steps
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, promote, within
 from fastdiff.solvers.row import Grid, Row, Weights
 from fastdiff.solvers.unipc import order_of, unipc
@@ -77,7 +77,7 @@ class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # 
         else:
             self._set_own(num_inference_steps, sigmas, mu, timesteps)
         if self.numerics == "exact" and timesteps is None:
-            self._exact_timesteps()
+            self.timesteps = exact_timesteps(self)
         self._place_timesteps(device)
 
     def _set_own(self, steps: int | None, sigmas: Any, mu: float | None, timesteps: Any) -> None:
@@ -118,16 +118,6 @@ class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # 
         super().set_timesteps(len(body), None, None, mu if mu is not None else self._any_mu())
         self.sigmas = torch.from_numpy(np.append(body, last).astype(np.float32))
         self.timesteps = torch.from_numpy(times.round().astype(np.int64))
-
-    def _exact_timesteps(self) -> None:
-        """Where diffusers cuts a model time to a whole number: keep it (flow) or round it."""
-        config, sigmas = self.config, self.sigmas[:-1].double().numpy()
-        if config.use_flow_sigmas:
-            self.timesteps = torch.from_numpy(sigmas * config.num_train_timesteps).float()
-        elif config.use_exponential_sigmas or config.use_beta_sigmas:
-            levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
-            times = self._sigma_to_t(sigmas, np.log(levels.astype(np.float64)))
-            self.timesteps = torch.from_numpy(times.round().astype(np.int64))
 
     def _any_mu(self) -> float | None:
         """With use_dynamic_shifting diffusers wants one even where nothing is shifted."""

@@ -1,7 +1,7 @@
 """Launches of kernels/affine_step.py: P and R, which operands there are, dtypes, addresses.
 
-The three pairs (P, R) that the package's solvers have are compiled with everything, with as little
-as there can be, as a plan's loop and as a scheduler's step launches them.  Of what the op accepts
+The pairs (P, R) that the package's solvers have are compiled with everything, with as little as
+there can be, as a plan's loop and as a scheduler's step launches them.  Of what the op accepts
 besides, those pairs to which no vector can be added: they hold all others.
 """
 
@@ -22,7 +22,13 @@ DRAWN = OPTIONAL - {"noise_ptr"}
 LOOP = {"uncond_ptr", "model_input_ptr"}  # of sample()
 STEP = {"x0_ptr", "kept"}  # of a scheduler
 
-SOLVED = {(len(s.depths), max(s.depths, default=0)) for s in SOLVERS.values()}
+REGISTERS = 65_536  # of a multiprocessor; a thread has a multiple of 8
+SOLVED = {(len(s.depths), sum(s.depths)) for s in SOLVERS.values()}
+DRAWING = {
+    (len(s.depths), sum(s.depths))
+    for s in SOLVERS.values()
+    if s.noise or s.options.keys() & {"eta", "s_churn"}
+}
 ACCEPTED = {
     (keeps, depth)
     for keeps, depth in product(range(MAX_VECTORS + 1), repeat=2)
@@ -54,11 +60,14 @@ def launch(
     types |= dict.fromkeys(NETWORK, f"*{network}")
     types = {n: types.get(n, f"*{state}") for n in affine_step_kernel.arg_names}
     types = {name: kind for name, kind in types.items() if name not in constants}
-    # Six blocks of 128 threads of what a solver has, if accesses are wide, else three; of what else
-    # the op accepts two, with some room: up to 25 sums and rings are held at once.
+    # Blocks of 128 threads that fit at once: of what a solver has, six if accesses are wide, else
+    # three; where it keeps two vectors, whose sums are held besides, four, else two, and then a
+    # thread may have all that there is, but spill nothing.  Of what else the op accepts two, with
+    # some room: up to 25 sums and rings are held at once.
     solved, wide = (keeps, depth) in SOLVED, aligned and whole
+    blocks = ((6, 4) if wide else (3, 2))[keeps > 1]
     limits = {
-        "registers": (80 if wide else 168) if solved else 208,
+        "registers": REGISTERS // (32 * NUM_WARPS * blocks) // 8 * 8 if solved else 208,
         "widths": (32, 64, 128) if wide else (16, 32, 64),
     }
     limits |= {"aligned": aligned, "num_warps": NUM_WARPS, **OPTIONS}
@@ -69,7 +78,7 @@ def launch(
     key = (keeps, depth, *sizes) if solved else ("accepted", *sizes)
     return Launch(
         name,
-        (*key, (keeps, depth) == max(SOLVED) and "seeds_ptr" in present),
+        (*key, (keeps, depth) == max(DRAWING) and "seeds_ptr" in present),
         affine_step_kernel,
         types,
         constants,
@@ -78,17 +87,23 @@ def launch(
     )
 
 
+def everything(pair: tuple[int, int]) -> tuple[Set[str], ...]:
+    """All operands that a launch of this pair can have, noise that is read or drawn in the kernel
+    among them; no solver with this pair may have any."""
+    return (ALL - {"noise_ptr"},) if pair in SOLVED - DRAWING else (ALL, DRAWN)
+
+
 def launches(capability: int) -> Iterator[Launch]:
-    for keeps, depth in sorted(SOLVED | LARGEST):
-        for (state, network), present in product(DTYPES, (ALL, DRAWN)):
-            if (keeps, depth) in SOLVED or "fp16" not in (state, network):
-                yield launch(keeps, depth, state, network, present)
-    for (keeps, depth), (state, network) in product(sorted(SOLVED), DTYPES):
-        for noise in (set(), {"noise_ptr"}, {"seeds_ptr"}):
-            yield launch(keeps, depth, state, network, LOOP | noise)
-            yield launch(keeps, depth, state, network, STEP | noise, ring=False)
-        yield launch(keeps, depth, state, network, set(), ring=False)
-        for present in (ALL, DRAWN):
-            yield launch(keeps, depth, state, network, present, aligned=False)
-            yield launch(keeps, depth, state, network, present, whole=False)
-            yield also(launch(keeps, depth, state, network, present), "long", numel="i64:16")
+    for pair in sorted(SOLVED | LARGEST):
+        for (state, network), present in product(DTYPES, everything(pair)):
+            if pair in SOLVED or "fp16" not in (state, network):
+                yield launch(*pair, state, network, present)
+    for pair, (state, network) in product(sorted(SOLVED), DTYPES):
+        for noise in (set(), {"noise_ptr"}, {"seeds_ptr"}) if pair in DRAWING else (set(),):
+            yield launch(*pair, state, network, LOOP | noise)
+            yield launch(*pair, state, network, STEP | noise, ring=False)
+        yield launch(*pair, state, network, set(), ring=False)
+        for present in everything(pair):
+            yield launch(*pair, state, network, present, aligned=False)
+            yield launch(*pair, state, network, present, whole=False)
+            yield also(launch(*pair, state, network, present), "long", numel="i64:16")

@@ -5,6 +5,7 @@ mathematics and contract must then still pass, which tests the tests; what count
 """
 
 import importlib
+import itertools
 import os
 from inspect import signature
 from typing import Any, NamedTuple
@@ -22,7 +23,10 @@ UNIPC = "UniPCMultistepScheduler"
 DEIS = "DEISMultistepScheduler"
 LCM = "LCMScheduler"
 TCD = "TCDScheduler"
-NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD)
+FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
+FLOW_LCM = "FlowMatchLCMScheduler"
+FLOW_HEUN = "FlowMatchHeunDiscreteScheduler"
+NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD, FLOW_EULER, FLOW_LCM, FLOW_HEUN)
 
 
 def takes(name: str, argument: str) -> bool:
@@ -36,13 +40,29 @@ def stock(name: str) -> Any:
 
 
 # what tests ask of a class; never its place in NAMES
+WITH_BETAS = tuple(name for name in NAMES if takes(name, "beta_start"))  # not flow matching
+FLOWS = tuple(name for name in NAMES if name not in WITH_BETAS)
 WITH_INDEX = tuple(name for name in NAMES if hasattr(stock(name), "step_index"))  # not DDIM, DDPM
 WITH_SIGMAS = tuple(name for name in NAMES if hasattr(stock(name)(), "sigmas"))
 WITH_GENERATOR = tuple(n for n in NAMES if "generator" in signature(stock(n).step).parameters)
 WITH_HISTORY = tuple(name for name in NAMES if hasattr(stock(name)(), "model_outputs"))
-ONE_RESULT = (DPM, UNIPC, DEIS)  # step returns the sample alone
+ONE_RESULT = (DPM, UNIPC, DEIS, FLOW_EULER, FLOW_LCM, FLOW_HEUN)  # step returns the sample alone
 UNKNOWN_IS_LAST = (DPM, UNIPC, DEIS)  # a timestep that is nowhere means the last one
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+_fresh = itertools.count()
+
+
+def base(name: str) -> dict[str, Any]:
+    """Stable Diffusion's betas, for a class that has betas."""
+    return SD if name in WITH_BETAS else {}
+
+
+def unused(name: str) -> dict[str, Any]:
+    """Like base, of a schedule that nobody has made yet: no row of it is anywhere."""
+    j = next(_fresh)
+    return SD | {"beta_end": 0.0119 + 1e-7 * j} if name in WITH_BETAS else {"shift": 2 + 1e-4 * j}
+
+
 HOME = os.environ.get("FASTDIFF_TEST_SCHEDULERS", "fastdiff.schedulers")
 
 

@@ -96,7 +96,9 @@ def deis(s: Any, model: double.Model, x: Tensor, draw: double.Draw, *, begin: in
     for i in range(begin, n):
         (a, b, lam), (a1, b1, lam1) = level[i], level[i + 1]
         x0 = double._as_data(c, x, model(x, i), a, b, float(s.sigmas[i]))
-        past = [(x - a * x0) / b, *past][: c.solver_order]
+        # diffusers takes the entry of sigmas as it is, which is b on the levels of a flow alone
+        left = float(s.sigmas[i]) if c.prediction_type == "flow_prediction" else b
+        past = [(x - a * x0) / left, *past][: c.solver_order]
         few = c.lower_order_final and n < 15
         order = min(len(past), 1 if few and i == n - 1 else 2 if few and i == n - 2 else 3)
         h = lam1 - lam

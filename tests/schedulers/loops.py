@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .classes import SD, both, ours
+from .classes import base, both, ours
 
 REL = 1e-5
 SHAPE = (2, 4, 6, 6)
@@ -22,12 +22,17 @@ def same(ours: Tensor, theirs: Tensor, rel: float = REL) -> None:
 
 def latents(s: Any, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Tensor:
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=g) * torch.as_tensor(s.init_noise_sigma)
+    return torch.randn(shape, generator=g) * torch.as_tensor(getattr(s, "init_noise_sigma", 1.0))
 
 
 def answer(x: Tensor, i: int) -> Tensor:
     """A network's output that depends on the sample and changes from step to step."""
     return torch.tanh(x / (1 + x.abs().max()) + 0.1 * i) + 0.3 * torch.cos(2.0 * x + i)
+
+
+def scaled(s: Any, x: Tensor, t: Any) -> Tensor:
+    """The network's input; diffusers' flow matching classes do not scale it."""
+    return s.scale_model_input(x, t) if hasattr(s, "scale_model_input") else x
 
 
 def seeded(s: Any, seed: int = 0) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def loop(
         if edit is not None:
             edited = edit(i, s, x)
             x = x if edited is None else edited
-        e = answer(s.scale_model_input(x, t), i)
+        e = answer(scaled(s, x, t), i)
         x = s.step(e, t, x, **call).prev_sample
         seen.append(x)
     return seen
@@ -84,14 +89,14 @@ def compare(mine: Any, theirs: Any, edit: Edit | None = None, **options: Any) ->
 
 def follow(name: str, edit: Edit | None = None, config: dict | None = None, **options: Any) -> Any:
     """Assert that the loop gives diffusers' samples; returns our scheduler."""
-    mine, theirs = both(name, **SD | (config or {}))
+    mine, theirs = both(name, **base(name) | (config or {}))
     compare(mine, theirs, edit, **options)
     return mine
 
 
 def first_step(name: str, **config: Any) -> tuple[Any, Tensor, Tensor, Tensor]:
     """Our scheduler before its first step: (scheduler, timestep, output, sample)."""
-    s = ours(name)(**SD | config)
+    s = ours(name)(**base(name) | config)
     s.set_timesteps(8)
     x, t = latents(s), s.timesteps[0]
-    return s, t, answer(s.scale_model_input(x, t), 0), x
+    return s, t, answer(scaled(s, x, t), 0), x

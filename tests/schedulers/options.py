@@ -143,6 +143,39 @@ TABLE["LCMScheduler"] = (
     }
 )
 TABLE["TCDScheduler"] = TABLE["LCMScheduler"] | {"step.eta": [0.3, 0.0, 1.0]}
+TABLE["FlowMatchEulerDiscreteScheduler"] = {
+    "num_train_timesteps": [1000, 1000, 400],
+    "shift": [1.0, 3.0],
+    "use_dynamic_shifting": [False, True],
+    "time_shift_type": ["exponential", "linear"],
+    "base_shift": [0.5, 0.7],  # this one and the next three are for pipelines
+    "max_shift": [1.15, 1.3],
+    "base_image_seq_len": [256, 64],
+    "max_image_seq_len": [4096, 1024],
+    "invert_sigmas": [False, False, True],
+    "shift_terminal": [None, 0.1],
+    "use_karras_sigmas": [False, False, True],
+    "use_exponential_sigmas": [False, False, True],
+    "use_beta_sigmas": [False, False, True],
+    "stochastic_sampling": [False, True],
+    "step.s_churn": [0.0, 5.0],  # and these have no effect
+    "step.s_tmin": [0.0, 0.3],
+    "step.s_tmax": [float("inf"), 9.0],
+    "step.s_noise": [1.0, 1.007],
+}
+TABLE["FlowMatchLCMScheduler"] = {
+    key: values
+    for key, values in TABLE["FlowMatchEulerDiscreteScheduler"].items()
+    if key != "stochastic_sampling" and not key.startswith("step.")
+} | {"scale_factors": [None], "upscale_mode": ["bicubic", "nearest"]}
+TABLE["FlowMatchHeunDiscreteScheduler"] = {
+    "num_train_timesteps": [1000, 1000, 400],
+    "shift": [1.0, 3.0],
+    "step.s_churn": [0.0, 0.0, 1.0, 40.0],
+    "step.s_tmin": [0.0, 0.3],
+    "step.s_tmax": [float("inf"), 0.9],
+    "step.s_noise": [1.0, 1.007],
+}
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -156,9 +189,10 @@ def accepted(name: str, c: dict[str, Any], steps: int) -> bool:
     """Does diffusers 0.42 run this configuration at all?"""
     if sum(bool(c.get(flag)) for flag in SPACINGS) > 1:
         return False
-    if c["trained_betas"] is not None and c["num_train_timesteps"] != len(_BETAS):
+    betas = c.get("trained_betas") is not None
+    if betas and c["num_train_timesteps"] != len(_BETAS):
         return False
-    if c.get("rescale_betas_zero_snr") and c["trained_betas"] is not None:
+    if c.get("rescale_betas_zero_snr") and betas:
         return False
     if c["num_train_timesteps"] < 8 * steps:  # no level twice
         return False
@@ -205,7 +239,7 @@ def draw(name: str, steps: int, seed: int) -> Case:
         s = case.levels
         if hasattr(s, "sigmas") and len(s.sigmas) <= len(s.timesteps):
             continue  # diffusers makes more timesteps than noise levels and runs over the end
-        if len(set(s.timesteps.tolist())) == len(s.timesteps):
+        if s.order == 2 or len(set(s.timesteps.tolist())) == len(s.timesteps):
             return case
         # Without set_begin_index diffusers takes the second of two equal timesteps, a wrong level.
         return replace(case, begin=(begin, True))

@@ -18,13 +18,20 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from . import double_precision, double_precision_consistency, double_precision_exponential
-from .classes import ONE_RESULT, ours, stock
+from . import (
+    double_precision,
+    double_precision_consistency,
+    double_precision_exponential,
+    double_precision_flow,
+)
+from .classes import FLOW_EULER, FLOW_LCM, ONE_RESULT, WITH_BETAS, ours, stock
+from .loops import scaled
 
 RECURSION = (
     double_precision.RECURSION
     | double_precision_exponential.RECURSION
     | double_precision_consistency.RECURSION
+    | double_precision_flow.RECURSION
 )
 SPREAD, REACH = 0.8, 2.5  # standard deviation of the data; largest prediction
 
@@ -58,6 +65,9 @@ def prepare(cls: type, case: Case) -> Any:
 
 def level(s: Any, i: int) -> tuple[float, float, float]:
     """(alpha, sigma, scale of the latents) where the network is called on step i."""
+    if not hasattr(s, "alphas_cumprod"):  # flow matching; inverted: sigmas of 1 are clean
+        sigma = float(s.sigmas[i])
+        return (sigma, 1 - sigma, 1.0) if s.config.get("invert_sigmas") else (1 - sigma, sigma, 1.0)
     if hasattr(s, "lambda_t") or hasattr(s, "is_scale_input_called"):
         ratio = float(s.sigmas[i])
         if s.config.get("use_flow_sigmas"):
@@ -82,7 +92,9 @@ def shape(case: Case) -> tuple[int, ...]:
 
 def network(case: Case) -> Callable[[Tensor, int], Tensor]:
     """model(x, i) in float64, x as the scheduler holds it (diffusers' sigma scaling included)."""
-    kind, extra = case.config.get("prediction_type", "epsilon"), channels(case)[1]
+    usual = "epsilon" if case.name in WITH_BETAS else "flow_prediction"
+    kind, extra = case.config.get("prediction_type", usual), channels(case)[1]
+    sign = -1 if case.config.get("invert_sigmas") else 1  # the velocity of a level that goes up
 
     def model(x: Tensor, i: int) -> Tensor:
         alpha, sigma, scale = level(case.levels, i)
@@ -95,7 +107,7 @@ def network(case: Case) -> Callable[[Tensor, int], Tensor]:
             "sample": x0,
             "original_sample": x0,
             "v_prediction": alpha * noise - sigma * x0,
-            "flow_prediction": noise - x0,
+            "flow_prediction": sign * (noise - x0),
         }[kind]
         if extra:
             wave = torch.sin(3 * x)
@@ -130,7 +142,7 @@ class Source:
 
 def start(case: Case, s: Any) -> Tensor:
     g = torch.Generator().manual_seed(1000 + case.seed)
-    return torch.randn(shape(case), generator=g) * s.init_noise_sigma
+    return torch.randn(shape(case), generator=g) * getattr(s, "init_noise_sigma", 1.0)
 
 
 def arguments(case: Case, source: Source) -> dict[str, Any]:
@@ -153,7 +165,7 @@ def run(cls: type, case: Case, s: Any = None) -> tuple[list[Tensor], list[Tensor
         s.set_begin_index(first)
     seen: list[Tensor] = []
     for i, t in enumerate(s.timesteps[first:], first):
-        s.scale_model_input(x, t)
+        scaled(s, x, t)
         out = model(x, i).to(case.dtype)
         got = s.step(out, t, x, **arguments(case, source), return_dict=False)
         x = got[0]
@@ -167,7 +179,10 @@ def reference(case: Case, **deviations: Any) -> list[Tensor]:
     source, call = Source(case), dict(case.call)
     given = call.pop("variance_noise", False)
     wide = case.name == "DPMSolverMultistepScheduler" and not given
+    wide = wide or case.name == FLOW_EULER  # like the sample, brought to float32
     draw = torch.float32 if wide else case.dtype
+    if case.name == FLOW_LCM:  # like its prediction of x_0
+        draw = torch.promote_types(torch.float32, draw)
     x = start(case, s).to(case.dtype).double()
     steps = RECURSION[case.name](
         s,

@@ -94,7 +94,7 @@ def changed(case: Case) -> dict:
     """What of a case is not diffusers' default."""
     default = {k: p.default for k, p in inspect.signature(stock(case.name)).parameters.items()}
     config = {k: v for k, v in case.config.items() if k != "trained_betas" and v != default[k]}
-    if case.config["trained_betas"] is not None:
+    if case.config.get("trained_betas") is not None:
         config["trained_betas"] = "..."
     return config | case.call | case.grid | {"begin": case.begin, "rng": case.rng}
 

@@ -9,16 +9,21 @@ from .classes import (
     DPM,
     EULER,
     EULER_A,
+    FLOW_EULER,
+    FLOW_HEUN,
+    FLOW_LCM,
     NAMES,
     SD,
+    WITH_BETAS,
     WITH_HISTORY,
     WITH_INDEX,
+    base,
     both,
     counted,
     ours,
     takes,
 )
-from .loops import SHAPE, answer, first_step, follow, latents, loop, same, seeded
+from .loops import SHAPE, answer, first_step, follow, latents, loop, same, scaled, seeded
 
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 NOISY = [
@@ -27,6 +32,9 @@ NOISY = [
     (EULER, {}, {"s_churn": 30.0}),
     (EULER_A, {}, {}),
     (DDPM, {}, {}),
+    (FLOW_EULER, {"stochastic_sampling": True}, {}),
+    (FLOW_LCM, {}, {}),
+    (FLOW_HEUN, {}, {"s_churn": 2.0}),
 ]
 
 
@@ -40,7 +48,7 @@ class TestNoise:
             return (kinds | {"one": many[0], "global": None})[kind]
 
         runs, states = [], []
-        for s in both(name, **SD | config):
+        for s in both(name, **base(name) | config):
             torch.manual_seed(5)
             generator = given()
             runs.append(loop(s, call=call | {"generator": generator}, steps=5))
@@ -118,11 +126,11 @@ class TestShapes:
         if config and not takes(name, "thresholding"):
             pytest.skip("no thresholding there")
         runs = []
-        for s in both(name, **SD | config):
+        for s in both(name, **base(name) | config):
             s.set_timesteps(6)
             x, seen = latents(s), []
             for i, t in enumerate(s.timesteps[:3]):
-                e = answer(s.scale_model_input(x, t), i)[:1]
+                e = answer(scaled(s, x, t), i)[:1]
                 x = s.step(e, t, x, **seeded(s, i))[0]
                 seen.append(x)
             runs.append(seen)
@@ -134,11 +142,11 @@ class TestMemory:
     @pytest.mark.parametrize("name", NAMES)
     def test_nothing_passed_in_is_written_and_results_are_fresh(self, name):
         """Callbacks keep references to samples; a network may reuse its output buffer."""
-        s, kept = ours(name)(**SD), []
+        s, kept = ours(name)(**base(name)), []
         s.set_timesteps(6)
         x = latents(s)
         for i, t in enumerate(s.timesteps):
-            e = answer(s.scale_model_input(x, t), i)
+            e = answer(scaled(s, x, t), i)
             copies = e.clone(), x.clone()
             out = s.step(e, t, x)
             assert torch.equal(e, copies[0])
@@ -152,19 +160,19 @@ class TestMemory:
         assert len({a.data_ptr() for a, _, _ in kept}) == len(kept)
 
     @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", WITH_BETAS)
     def test_an_output_buffer_used_again_does_not_reach_into_history(self, name, prediction):
         """Where diffusers itself keeps the network's tensor (prediction "sample"), so may we."""
         if prediction == "sample" and name in (*WITH_HISTORY, EULER_A):
             pytest.skip("kept by reference in diffusers, or not implemented there")
 
         def run(reuse):
-            s = ours(name)(**SD, prediction_type=prediction)
+            s = ours(name)(**base(name), prediction_type=prediction)
             s.set_timesteps(6)
             x, buffer = latents(s), torch.empty(SHAPE)
             torch.manual_seed(0)
             for i, t in enumerate(s.timesteps):
-                e = answer(s.scale_model_input(x, t), i)
+                e = answer(scaled(s, x, t), i)
                 x = s.step(buffer.copy_(e) if reuse else e, t, x)[0]
             return x
 
@@ -185,7 +193,7 @@ class TestMemory:
     )
     @pytest.mark.parametrize("name", NAMES)
     def test_any_layout_and_number_of_dimensions(self, name, layout):
-        mine, theirs = both(name, **SD)
+        mine, theirs = both(name, **base(name))
         x = layout(latents(mine))
         results = []
         for s in (mine, theirs):
@@ -203,14 +211,15 @@ class TestGradients:
     @pytest.mark.parametrize("name", NAMES)
     def test_gradcheck(self, name):
         """Through two steps, so also through history; float64 runs in float64."""
-        s = ours(name)(**SD, **({"clip_sample": False} if takes(name, "clip_sample") else {}))
+        s = ours(name)(
+            **base(name), **({"clip_sample": False} if takes(name, "clip_sample") else {})
+        )
 
         def two_steps(e, x):
             s.set_timesteps(6)
             x0 = 0
             for i, t in enumerate(s.timesteps[:2]):
-                scaled = s.scale_model_input(x, t)
-                out = s.step(e * (i + 1) + scaled, t, x, **seeded(s, i))
+                out = s.step(e * (i + 1) + scaled(s, x, t), t, x, **seeded(s, i))
                 x, x0 = out.prev_sample, x0 + out.get("pred_original_sample", 0)
             return x + x0
 
@@ -224,7 +233,7 @@ class TestGradients:
         if config and not takes(name, "thresholding"):
             pytest.skip("no thresholding there")
         grads = []
-        for s in both(name, **SD | config):
+        for s in both(name, **base(name) | config):
             s.set_timesteps(6)
             x = latents(s).requires_grad_()
             e = answer(latents(s, seed=1), 1).requires_grad_()
@@ -247,9 +256,9 @@ class TestGradients:
 
 class TestOtherMethods:
     @pytest.mark.parametrize("moment", ["before", "told", "after a step"])
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", WITH_BETAS)
     def test_add_noise(self, name, moment):
-        mine, theirs = both(name, **SD)
+        mine, theirs = both(name, **base(name))
         x, z = torch.randn(SHAPE), torch.randn(SHAPE)
         results = []
         for s in (mine, theirs):
@@ -266,14 +275,14 @@ class TestOtherMethods:
 
     @pytest.mark.parametrize("name", [DDIM, DDPM, EULER])
     def test_get_velocity(self, name):
-        mine, theirs = both(name, **SD)
+        mine, theirs = both(name, **base(name))
         x, z = torch.randn(SHAPE), torch.randn(SHAPE)
         a, b = (s.get_velocity(x, z, s.timesteps[[3, 500]]) for s in (mine, theirs))
         same(a, b)
 
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", WITH_BETAS)
     def test_scale_model_input_and_init_noise_sigma(self, name):
-        mine, theirs = both(name, **SD, timestep_spacing="leading", steps_offset=1)
+        mine, theirs = both(name, **base(name), timestep_spacing="leading", steps_offset=1)
         for s in (mine, theirs):
             s.set_timesteps(8)
         x = torch.randn(SHAPE)

@@ -13,7 +13,8 @@ import torch
 
 from tests.fake_device import FakeDevice
 
-from .classes import HOME, NAMES, SD, WITH_INDEX, WITH_SIGMAS, ours, stock
+from .classes import HOME, NAMES, SD, WITH_INDEX, WITH_SIGMAS, ours, stock, unused
+from .loops import scaled
 
 SHAPE = (1, 4, 64, 64)
 LATENT = 4 * 64 * 64
@@ -34,12 +35,18 @@ CASES = {
     "DEISMultistepScheduler": [{}, {"solver_order": 3, "use_karras_sigmas": True}],
     "LCMScheduler": [{}, {"prediction_type": "v_prediction"}],
     "TCDScheduler": [{}, {"call": {"eta": 0.0}}, {"prediction_type": "sample"}],
+    "FlowMatchEulerDiscreteScheduler": [
+        {},
+        {"stochastic_sampling": True},
+        {"use_karras_sigmas": True, "invert_sigmas": True},
+    ],
+    "FlowMatchHeunDiscreteScheduler": [{}, {"call": {"s_churn": 2.0}}],
+    "FlowMatchLCMScheduler": [{}, {"shift_terminal": 0.1}],
     "DDIMScheduler": [{"clip_sample": False}, {}, {"call": {"eta": 1.0}}],
     "EulerDiscreteScheduler": [{}, {"call": {"s_churn": 30.0}}],
     "EulerAncestralDiscreteScheduler": [{}],
     "DDPMScheduler": [{"clip_sample": False}, {"variance_type": "fixed_large"}],
 }
-_fresh = itertools.count()
 
 
 @pytest.fixture
@@ -58,7 +65,7 @@ class Seen:
     def __init__(self, cls, config, told, device):
         config = dict(config)
         call = config.pop("call", {})
-        scheduler = cls(**SD | config)
+        scheduler = cls(**config)
         scheduler.set_timesteps(STEPS, device=device.name)
         x = torch.randn(SHAPE, device=device.name)
         e = torch.randn(SHAPE, device=device.name)
@@ -67,7 +74,7 @@ class Seen:
         self.scheduler, self.steps, self.rest = scheduler, [], []
         for t in scheduler.timesteps:
             device.clear()
-            scheduler.scale_model_input(x, t)
+            scaled(scheduler, x, t)
             self.rest.append(list(device.events))
             device.clear()
             x = scheduler.step(e, t, x, return_dict=False, **call)[0]
@@ -79,11 +86,6 @@ class Seen:
         return [event for event in events if event.kind == kind]
 
 
-def unique(config):
-    """No two runs share a schedule, so that no table is on the device already."""
-    return config | {"beta_start": 0.00085 + 1e-7 * next(_fresh)}
-
-
 @pytest.mark.usefixtures("_subclasses_reach_the_op")
 @pytest.mark.parametrize("told", [True, False], ids=["begin index", "no begin index"])
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def unique(config):
 )
 def test_one_kernel_a_step_no_sync_one_upload(name, config, told):
     with FakeDevice() as device:
-        seen = Seen(ours(name), unique(config), told, device)
+        seen = Seen(ours(name), unused(name) | config, told, device)
         for i, events in enumerate(seen.steps):
             kernels = [event for event in events if event.kind == "kernel"]
             updates = [event.op for event in kernels if event.op != "randn"]
@@ -108,7 +110,7 @@ def test_one_kernel_a_step_no_sync_one_upload(name, config, told):
 @pytest.mark.usefixtures("_subclasses_reach_the_op")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_run_of_the_same_schedule_uploads_nothing(name):
-    config = unique(CASES[name][0])
+    config = unused(name) | CASES[name][0]
     with FakeDevice() as device:
         assert len(Seen(ours(name), config, True, device).of("upload")) == 1
         assert Seen(ours(name), config, True, device).of("upload") == []
@@ -119,27 +121,27 @@ def test_a_second_run_of_the_same_schedule_uploads_nothing(name):
 def test_a_run_that_starts_in_the_middle_has_the_same_budget(name):
     """Image to image: a slice of the timesteps, the first index not known otherwise."""
     with FakeDevice() as device:
-        scheduler = ours(name)(**SD | unique({}))
+        scheduler = ours(name)(**unused(name))
         scheduler.set_timesteps(STEPS, device=device.name)
         x = torch.randn(SHAPE, device=device.name)
         device.clear()
         for t in scheduler.timesteps[8:]:
-            scheduler.scale_model_input(x, t)
+            scaled(scheduler, x, t)
             scheduler.step(x, t, x)
         assert device.syncs == []
         assert device.blocking_uploads == []
         assert len(device.uploads) <= 1
     if name in WITH_INDEX:
-        assert scheduler.step_index == STEPS
+        assert scheduler.step_index == len(scheduler.timesteps)
 
 
 @pytest.mark.usefixtures("_subclasses_reach_the_op")
 @pytest.mark.parametrize("name", WITH_SIGMAS)
 def test_sigmas_that_somebody_moved_to_the_device_are_read_back_at_the_start(name):
     with FakeDevice() as device:
-        scheduler = ours(name)(**SD | unique({}))
+        scheduler = ours(name)(**unused(name))
         scheduler.set_timesteps(STEPS, device=device.name)
-        scheduler.sigmas = scheduler.sigmas.to(device.name)
+        scheduler.sigmas = scheduler.sigmas.to(device.name).clone()
         scheduler.set_begin_index(0)
         x = torch.randn(SHAPE, device=device.name)
         device.clear()
@@ -170,7 +172,7 @@ def test_sigmas_that_somebody_moved_to_the_device_are_read_back_at_the_start(nam
 )
 def test_the_fake_shows_what_diffusers_is_known_to_do(name, config, kernels, latent, syncs, host):
     with FakeDevice() as device:
-        seen = Seen(stock(name), config, True, device)
+        seen = Seen(stock(name), SD | config, True, device)
     sixth = [seen.steps[6]]
     assert len(seen.of("kernel", sixth)) == kernels
     assert sum(event.numel >= LATENT for event in seen.of("kernel", sixth)) == latent
@@ -181,7 +183,7 @@ def test_the_fake_shows_what_diffusers_is_known_to_do(name, config, kernels, lat
 
 def test_the_fake_sees_the_look_up_of_the_first_index():
     with FakeDevice() as device:
-        seen = Seen(stock("DPMSolverMultistepScheduler"), {}, False, device)
+        seen = Seen(stock("DPMSolverMultistepScheduler"), SD, False, device)
     assert [event.op for event in seen.of("sync", seen.steps[:1])] == [
         "nonzero",
         "_local_scalar_dense",

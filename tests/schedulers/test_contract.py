@@ -20,18 +20,28 @@ from .classes import (
     DPM,
     EULER,
     EULER_A,
+    FLOW_EULER,
+    FLOW_HEUN,
+    FLOW_LCM,
     LCM,
     NAMES,
     SD,
     TCD,
     UNIPC,
+    WITH_BETAS,
     WITH_SIGMAS,
+    base,
     both,
     ours,
     stock,
     takes,
 )
 from .loops import SHAPE, compare
+
+
+def plain(name):
+    """A config that is not the default in all it says."""
+    return SD | {"steps_offset": 1} if takes(name, "beta_start") else {"shift": 3.0}
 
 
 def parameters(function):
@@ -55,7 +65,7 @@ class TestTheClass:
     def test_passes_the_checks_of_pipelines(self, name):
         s = ours(name)()
         assert isinstance(s, (stock(name), diffusers.SchedulerMixin, diffusers.ConfigMixin))
-        assert s.order == stock(name).order == 1
+        assert s.order == stock(name).order == (2 if name == FLOW_HEUN else 1)
         assert len(s) == len(stock(name)())
         assert {c.__name__ for c in s.compatibles} == {
             c.__name__ for c in stock(name)().compatibles
@@ -81,15 +91,15 @@ class TestTheClass:
                 assert [p.name for p in mine] == [p.name for p in parameters(theirs)], key
 
     def test_config_is_that_of_diffusers_and_numerics_is_not_in_it(self, name):
-        s = ours(name)(**SD)
+        s = ours(name)(**base(name))
         s.numerics = "exact"
         assert {k: v for k, v in s.config.items() if k[0] != "_"} == {
-            k: v for k, v in stock(name)(**SD).config.items() if k[0] != "_"
+            k: v for k, v in stock(name)(**base(name)).config.items() if k[0] != "_"
         }
         assert "numerics" not in s.to_json_string()
 
     def test_from_config_goes_both_ways(self, name):
-        theirs = stock(name)(**SD, steps_offset=1)
+        theirs = stock(name)(**plain(name))
         mine = ours(name).from_config(theirs.config)
         back = stock(name).from_config(mine.config)
         for s in (mine, back):
@@ -111,7 +121,7 @@ class TestTheClass:
 def test_from_config_of_every_other_class(name, source):
     """As users change the sampler of a saved pipeline: options of the one class mean something else
     to the other, or nothing; what was a default there is written out."""
-    config = json.loads(getattr(diffusers, source)(**SD, steps_offset=1).to_json_string())
+    config = json.loads(getattr(diffusers, source)(**plain(source)).to_json_string())
     try:
         theirs = stock(name).from_config(config)
     except ValueError as error:  # DPM-Solver with DEIS's algorithm_type and its own last level
@@ -133,6 +143,9 @@ NEW = {
     DEIS: {"prediction_type": "v_prediction", "lower_order_final": False},
     LCM: {"prediction_type": "v_prediction", "timestep_scaling": 3.0},
     TCD: {"prediction_type": "v_prediction"},
+    FLOW_EULER: {"stochastic_sampling": True},
+    FLOW_HEUN: {"num_train_timesteps": 500},
+    FLOW_LCM: {"num_train_timesteps": 500},
 }
 
 
@@ -156,7 +169,7 @@ def test_a_config_replaced_after_construction_counts(name, how, when):
         if when == f"before step {i}":
             change(s)
 
-    mine, theirs = both(name, **SD)
+    mine, theirs = both(name, **base(name))
     if when == "before set_timesteps":
         change(mine), change(theirs)
     compare(mine, theirs, edit)
@@ -170,26 +183,27 @@ SIGMAS = [12.0, 5.5, 2.0, 0.8, 0.1, 0.0]
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("name", NAMES)
 def test_custom_timesteps_in_any_container(name, kind):
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
     s.set_timesteps(timesteps=kind(TIMES))
-    assert s.timesteps.tolist() == TIMES
+    calls = TIMES if s.order == 1 else [TIMES[0], *(t for t in TIMES[1:] for _ in range(2))]
+    assert s.timesteps.tolist() == calls
     if "timesteps" in inspect.signature(stock(name).set_timesteps).parameters:
-        theirs = stock(name)(**SD)
+        theirs = stock(name)(**base(name))
         theirs.set_timesteps(timesteps=TIMES)
         assert s.timesteps.dtype == theirs.timesteps.dtype
         if name in WITH_SIGMAS:
             assert torch.equal(s.sigmas, theirs.sigmas)
     else:
-        plain = stock(name)(**SD)
+        plain = stock(name)(**base(name))
         plain.set_timesteps(5)
         assert s.timesteps.dtype == plain.timesteps.dtype
     assert s.num_inference_steps in (len(TIMES), None)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_BETAS)
 def test_custom_sigmas_in_any_container(name, kind):
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
     s.set_timesteps(sigmas=kind(SIGMAS))
     assert len(s.timesteps) == 5
     # the network is told the time at which it was trained on this level, between two times if it
@@ -201,16 +215,16 @@ def test_custom_sigmas_in_any_container(name, kind):
     if name in WITH_SIGMAS:
         torch.testing.assert_close(s.sigmas, torch.tensor(SIGMAS))
     if name == EULER:
-        theirs = stock(name)(**SD)
+        theirs = stock(name)(**base(name))
         theirs.set_timesteps(sigmas=SIGMAS)
         assert torch.equal(s.timesteps, theirs.timesteps)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_BETAS)
 def test_a_run_on_custom_sigmas_ends_at_the_prediction(name):
     """From pure noise to sigma 0 with the exact denoiser of one point: it arrives there.  TCD ends
     at the least trained level."""
-    s = ours(name)(**SD, **({"clip_sample": False} if takes(name, "clip_sample") else {}))
+    s = ours(name)(**base(name), **({"clip_sample": False} if takes(name, "clip_sample") else {}))
     s.set_timesteps(sigmas=SIGMAS)
     x = torch.randn(SHAPE) * s.init_noise_sigma
     for i, t in enumerate(s.timesteps):
@@ -226,11 +240,11 @@ def test_a_run_on_custom_sigmas_ends_at_the_prediction(name):
     assert (x - 0.5).abs().max() < 1e-3 + 5 * rest
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_BETAS)
 @pytest.mark.parametrize("helper", [retrieve_timesteps, flux_timesteps], ids=["sd", "flux"])
 def test_retrieve_timesteps_of_pipelines(name, helper):
     for given, length in (({}, 7), ({"timesteps": TIMES}, 5), ({"sigmas": SIGMAS}, 5)):
-        s = ours(name)(**SD)
+        s = ours(name)(**base(name))
         steps = None if given else 7
         timesteps, count = helper(s, steps, "cpu", **given)
         assert len(timesteps) == count == length

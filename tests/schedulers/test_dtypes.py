@@ -10,8 +10,8 @@ import itertools
 import pytest
 import torch
 
-from .classes import NAMES, SD, UNIPC, both
-from .loops import same
+from .classes import NAMES, SD, UNIPC, base, both
+from .loops import same, scaled
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 KINDS = {
@@ -57,6 +57,12 @@ KINDS = {
         "v": {"prediction_type": "v_prediction"},
         "plain": {"call": {"eta": 0.0}},
     },
+    "FlowMatchEulerDiscreteScheduler": {
+        "velocity": {},
+        "noise": {"stochastic_sampling": True},
+    },
+    "FlowMatchHeunDiscreteScheduler": {"velocity": {}, "churn": {"call": {"s_churn": 2.0}}},
+    "FlowMatchLCMScheduler": {"velocity": {}},
     "DDIMScheduler": {
         "epsilon": {"clip_sample": False},
         "clip": {},
@@ -96,14 +102,14 @@ def two_steps(scheduler, output, sample, call):
     generator, row = torch.Generator().manual_seed(1), []
     try:
         for t in scheduler.timesteps[:2]:
-            scaled = scheduler.scale_model_input(x, t)
+            seen = scaled(scheduler, x, t)
             e = torch.randn(1, width, 4, 4, generator=g).to(output)
             if "generator" in scheduler.step.__code__.co_varnames:
                 call = call | {"generator": generator}
             out = scheduler.step(e, t, x, **call)
             prev, x0 = out.prev_sample, getattr(out, "pred_original_sample", None)
             kept = [m.dtype for m in getattr(scheduler, "model_outputs", []) if m is not None]
-            row.append((scaled.dtype, prev.dtype, None if x0 is None else x0.dtype, tuple(kept)))
+            row.append((seen.dtype, prev.dtype, None if x0 is None else x0.dtype, tuple(kept)))
             x = prev.to(sample)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         return type(error), None
@@ -131,7 +137,7 @@ def test_unipc_keeps_where_a_step_began_with_the_digits_of_the_sample(config):
     ("name", "kind"), [(name, kind) for name in NAMES for kind in KINDS[name]], ids=str
 )
 def test_dtypes_are_those_of_diffusers(name, kind):
-    config = SD | KINDS[name][kind]
+    config = base(name) | KINDS[name][kind]
     call = config.pop("call", {})
     wrong, seen = {}, set()
     for output, sample in itertools.product(DTYPES, repeat=2):

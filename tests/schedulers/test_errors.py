@@ -10,27 +10,32 @@ from .classes import (
     DPM,
     EULER,
     EULER_A,
+    FLOW_EULER,
+    FLOW_HEUN,
+    FLOW_LCM,
     NAMES,
-    SD,
     UNIPC,
+    WITH_BETAS,
     WITH_HISTORY,
     WITH_INDEX,
+    base,
     both,
     ours,
+    takes,
 )
 from .loops import SHAPE, answer, first_step, loop, same, seeded
 
 
-@pytest.mark.parametrize("name", [DPM, DDIM, UNIPC])
+@pytest.mark.parametrize("name", [DPM, DDIM, UNIPC, FLOW_HEUN])
 def test_step_before_set_timesteps(name):
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
     with pytest.raises(ValueError, match="set_timesteps"):
         s.step(torch.zeros(SHAPE), 1, torch.zeros(SHAPE))
 
 
-@pytest.mark.parametrize("name", [EULER, EULER_A])
+@pytest.mark.parametrize("name", [EULER, EULER_A, FLOW_EULER, FLOW_LCM])
 def test_euler_steps_on_the_training_levels_before_set_timesteps(name):
-    mine, theirs = both(name, **SD)
+    mine, theirs = both(name, **base(name))
     x = torch.randn(SHAPE)
     a, b = (
         s.step(answer(x, 0), s.timesteps[4], x, generator=torch.Generator())[0]
@@ -49,7 +54,7 @@ def test_a_model_output_of_another_shape_is_named(name, shape):
 
 @pytest.mark.parametrize("name", WITH_HISTORY)
 def test_a_history_of_another_shape_is_named(name):
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
 
     def edit(i, s, x):
         if i == 4:
@@ -73,12 +78,15 @@ def test_after_an_error_the_step_can_be_repeated(name):
 
 @pytest.mark.parametrize("name", WITH_INDEX)
 def test_a_step_after_the_last_one(name):
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
     x = loop(s, steps=4)[-1]
     state = torch.get_rng_state()
-    with pytest.raises(IndexError, match=r"step_index must be below 4.*got 4\..*set_timesteps"):
+    n = len(s.timesteps)
+    with pytest.raises(
+        IndexError, match=rf"step_index must be below {n}.*got {n}\..*set_timesteps"
+    ):
         s.step(x, s.timesteps[-1], x)
-    assert s.step_index == 4
+    assert s.step_index == n
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(loop(s, steps=4)[-1], x)
 
@@ -103,19 +111,26 @@ def test_a_step_after_the_last_one(name):
         (EULER_A, {"sigmas": [3.0, float("nan")]}, "sigmas"),
         (DDIM, {"timesteps": [[9, 3]]}, "timesteps"),
         (DDIM, {"timesteps": ["a"]}, "timesteps"),
-        *((name, {"num_inference_steps": 4, "mu": 0.5}, "mu") for name in NAMES),
+        *((name, {"num_inference_steps": 4, "mu": 0.5}, "mu") for name in WITH_BETAS),
+        (FLOW_EULER, {}, "num_inference_steps"),
+        (FLOW_EULER, {"num_inference_steps": 3, "sigmas": [1.0, 0.5]}, "num_inference_steps"),
+        (FLOW_EULER, {"sigmas": [1.0, 0.5], "timesteps": [900.0]}, "sigmas"),
+        (FLOW_EULER, {"sigmas": [1.0, float("nan")]}, "sigmas"),
+        (FLOW_EULER, {"timesteps": [[900.0]]}, "timesteps"),
+        (FLOW_EULER, {"num_inference_steps": 3, "mu": "x"}, "mu must be a finite number; got 'x'"),
+        (FLOW_EULER, {"num_inference_steps": 3, "mu": float("inf")}, "mu"),
     ],
     ids=str,
 )
 def test_set_timesteps_names_what_is_wrong(name, given, named):
     with pytest.raises(ValueError, match=named):
-        ours(name)(**SD).set_timesteps(**given)
+        ours(name)(**base(name)).set_timesteps(**given)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, "x", True])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_number_of_steps_that_is_none_is_named(name, wrong):
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
     before = s.timesteps.clone()
     with pytest.raises(ValueError, match=r"num_inference_steps must be a whole number of at least"):
         s.set_timesteps(wrong)
@@ -124,7 +139,7 @@ def test_a_number_of_steps_that_is_none_is_named(name, wrong):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_number_of_steps_beside_others_is_refused(name):
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
     with pytest.raises(ValueError, match=r"num_inference_steps|[Oo]nly one of|not both"):
         s.set_timesteps(5, timesteps=[500, 4])
 
@@ -133,7 +148,8 @@ def test_a_number_of_steps_beside_others_is_refused(name):
 @pytest.mark.parametrize("wrong", [None, np.zeros(SHAPE, np.float32), [1.0]], ids=type)
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_no_tensor_is_named(name, wrong, prediction):
-    s, t, e, x = first_step(name, prediction_type=prediction)
+    config = {"prediction_type": prediction} if takes(name, "prediction_type") else {}
+    s, t, e, x = first_step(name, **config)
     with pytest.raises(TypeError, match=r"model_output must be a tensor .*; got (None|nd|list)"):
         s.step(wrong, t, x)
     with pytest.raises(TypeError, match=r"sample must be a tensor .*; got (None|nd|list)"):

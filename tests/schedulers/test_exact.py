@@ -11,7 +11,24 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from .classes import DDIM, DDPM, DEIS, DPM, EULER, EULER_A, HOME, ONE_RESULT, SD, UNIPC, ours, stock
+from .classes import (
+    DDIM,
+    DDPM,
+    DEIS,
+    DPM,
+    EULER,
+    EULER_A,
+    FLOW_EULER,
+    FLOW_HEUN,
+    FLOW_LCM,
+    HOME,
+    ONE_RESULT,
+    SD,
+    UNIPC,
+    base,
+    ours,
+    stock,
+)
 from .runs import Case, finite, gaps, mine, prepare, reference, run, theirs
 
 REL = 1e-5
@@ -78,6 +95,10 @@ def test_every_deviation_on_the_list_has_a_test():
         Case(EULER_A, SD, 20),
         Case(UNIPC, SD | {"solver_order": 3, "use_karras_sigmas": True}, 20),
         Case(DEIS, SD | {"solver_order": 3}, 20),
+        Case(FLOW_EULER, {"shift": 3.0}, 20),
+        Case(FLOW_LCM, {"shift": 3.0}, 8),
+        Case(FLOW_HEUN, {"shift": 3.0}, 8),
+        Case(FLOW_EULER, {"stochastic_sampling": True}, 20),
     ],
     ids=lambda case: f"{case.name}-{len(case.config)}",
 )
@@ -125,7 +146,7 @@ def test_model_times_keep_their_fractions(name):
 @pytest.mark.parametrize("spacing", ["use_exponential_sigmas", "use_beta_sigmas"])
 @pytest.mark.parametrize("name", [DPM, UNIPC])
 def test_model_times_are_rounded_not_cut(name, spacing):
-    s = ours(name)(**SD, **{spacing: True})
+    s = ours(name)(**base(name), **{spacing: True})
     s.numerics = "exact"
     s.set_timesteps(12)
     levels = np.log(((1 - s.alphas_cumprod) / s.alphas_cumprod).double().numpy()) / 2

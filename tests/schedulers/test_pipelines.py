@@ -23,10 +23,11 @@ from .classes import (
     EULER,
     EULER_A,
     LCM,
-    NAMES,
     SD,
     TCD,
     UNIPC,
+    WITH_BETAS,
+    base,
     both,
     counted,
     ours,
@@ -68,10 +69,10 @@ def assert_same_pictures(ours_, theirs):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("name", "config"), [(name, config) for name in NAMES for config in CONFIGS[name]], ids=str
+    ("name", "config"), [(name, config) for name in WITH_BETAS for config in CONFIGS[name]], ids=str
 )
 def test_the_pictures_are_those_of_diffusers(parts, kind, name, config):
-    mine, theirs = both(name, **SD | config)
+    mine, theirs = both(name, **base(name) | config)
     call = {"eta": 0.4} if name == DDIM else {}
     results = [pipeline(s, kind, parts)(**inputs(kind, **call)).images for s in (mine, theirs)]
     assert_same_pictures(*results)
@@ -91,9 +92,9 @@ def test_a_wrong_scheduler_would_be_seen(parts):
     assert (np.abs(levels(pictures[0]) - levels(pictures[1])) > 1).mean() > 0.2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_BETAS)
 def test_an_accelerated_pipeline_draws_the_same(parts, name):
-    pipe = pipeline(stock(name)(**SD), parts=parts)
+    pipe = pipeline(stock(name)(**base(name)), parts=parts)
     before = pipe(**inputs("txt2img")).images
     assert fastdiff.accelerate(pipe) is pipe
     assert_same_pictures(pipe(**inputs("txt2img")).images, before)
@@ -138,7 +139,7 @@ def built_in():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_BETAS)
 def test_the_built_in_model_draws_the_same(built_in, name, kind):
     pipe, pictures = built_in[kind], []
     config = pipe.scheduler.config

@@ -9,7 +9,7 @@ arithmetic and the storing of samples (in the dtype, as pipelines do) differ fro
 import pytest
 import torch
 
-from .classes import ONE_RESULT, SD, ours
+from .classes import FLOW_HEUN, ONE_RESULT, SD, ours
 from .runs import Case, finite, gaps, mine, prepare, reference, run, theirs
 
 CASES = {
@@ -48,6 +48,13 @@ CASES = {
     ),
     "lcm": Case("LCMScheduler", SD, 8),
     "tcd": Case("TCDScheduler", SD | {"prediction_type": "v_prediction"}, 8),
+    "flow": Case("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 20),
+    "flow-noise": Case(
+        "FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "stochastic_sampling": True}, 20
+    ),
+    "flow-heun": Case(FLOW_HEUN, {"shift": 3.0}, 20),
+    "flow-heun-churn": Case(FLOW_HEUN, {"shift": 3.0}, 20, {"s_churn": 3.0}),
+    "flow-lcm": Case("FlowMatchLCMScheduler", {"shift": 3.0}, 8),
     "ddpm": Case("DDPMScheduler", SD | {"clip_sample": False}, 20),
     "ddpm-large": Case("DDPMScheduler", SD | {"variance_type": "fixed_large"}, 20),
 }

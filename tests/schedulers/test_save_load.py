@@ -14,7 +14,7 @@ import torch
 
 import fastdiff
 
-from .classes import DDIM, DDPM, DPM, NAMES, SD, UNIPC, both, counted, ours, stock
+from .classes import DDIM, DDPM, DPM, NAMES, SD, UNIPC, base, both, counted, ours, stock
 from .loops import compare, loop, same
 from .pipelines import networks, pipeline
 
@@ -46,10 +46,10 @@ def saved(tmp_path_factory):
     """Pipelines on disk: with our classes ("ours") and accelerated ones ("stock"); every class."""
     top, parts = tmp_path_factory.mktemp("pipelines"), networks()
     for name in NAMES:
-        pipeline(ours(name)(**SD), parts=parts).save_pretrained(top / "ours" / name)
-        pipe = fastdiff.accelerate(pipeline(stock(name)(**SD), parts=parts))
+        pipeline(ours(name)(**base(name)), parts=parts).save_pretrained(top / "ours" / name)
+        pipe = fastdiff.accelerate(pipeline(stock(name)(**base(name)), parts=parts))
         pipe.save_pretrained(top / "stock" / name)
-        s = ours(name)(**SD)
+        s = ours(name)(**base(name))
         s.numerics = "exact"
         s.set_timesteps(4)
         (top / f"{name}.pickle").write_bytes(pickle.dumps(s))
@@ -71,7 +71,7 @@ def test_what_is_written(saved, name):
     index, accelerated = written(saved / "stock" / name)
     assert index == ["diffusers", name]
     assert accelerated == config
-    plain = stock(name)(**SD)
+    plain = stock(name)(**base(name))
     assert set(config) == set(json.loads(plain.to_json_string()))
 
 
@@ -91,12 +91,13 @@ def test_a_fresh_interpreter_loads_ours_after_import_fastdiff_alone(saved):
         for name in sys.argv[2:]:
             s = load(top / "ours" / name).scheduler
             assert type(s) is getattr(fastdiff, name), type(s)
-            assert s.config.beta_start == 0.00085 and float(s.betas[0]) < 0.0009
+            if hasattr(s, "betas"):
+                assert s.config.beta_start == 0.00085 and float(s.betas[0]) < 0.0009
             theirs = getattr(diffusers, name)
             assert type(theirs.from_pretrained(top / "ours" / name / "scheduler")) is theirs
             s = pickle.loads((top / f"{name}.pickle").read_bytes())
             assert type(s) is getattr(fastdiff, name) and s.numerics == "exact"
-            assert len(s.timesteps) == 4
+            assert s.num_inference_steps == 4 <= len(s.timesteps)
         print("loaded")
         """,
         saved,
@@ -120,6 +121,8 @@ def test_an_interpreter_without_fastdiff_loads_accelerated_pipelines(saved):
             pipe = load(Path(sys.argv[1]) / "stock" / name)
             pipe.set_progress_bar_config(disable=True)
             assert type(pipe.scheduler) is getattr(diffusers, name), type(pipe.scheduler)
+            if not hasattr(pipe.scheduler, "betas"):
+                continue  # a flow is none that Stable Diffusion runs on
             e = torch.ones(1, 4, 8)
             pipe(prompt_embeds=e, negative_prompt_embeds=-e, num_inference_steps=2, height=32,
                  width=32, output_type="latent")
@@ -134,26 +137,26 @@ def test_an_interpreter_without_fastdiff_loads_accelerated_pipelines(saved):
 @pytest.mark.parametrize("name", NAMES)
 class TestAccelerate:
     def test_on_a_scheduler(self, name):
-        theirs = stock(name)(**SD)
-        expected = loop(stock(name)(**SD))
+        theirs = stock(name)(**base(name))
+        expected = loop(stock(name)(**base(name)))
         assert fastdiff.accelerate(theirs) is theirs
         assert isinstance(theirs, ours(name))
         assert type(theirs).__name__ == name
         assert type(theirs).__module__ == stock(name).__module__
         for a, b in zip(loop(theirs), expected, strict=True):
             same(a, b)
-        assert counted(theirs).fused == 8
+        assert counted(theirs).fused == len(expected)
 
     def test_twice_is_once(self, name):
-        s = fastdiff.accelerate(stock(name)(**SD))
+        s = fastdiff.accelerate(stock(name)(**base(name)))
         cls, state = type(s), set(s.__dict__)
         assert type(fastdiff.accelerate(s)) is cls
         assert set(s.__dict__) == state
-        mine = ours(name)(**SD)
+        mine = ours(name)(**base(name))
         assert type(fastdiff.accelerate(mine)) is ours(name)  # a drop-in is what it is
 
     def test_restore_leaves_nothing(self, name):
-        s, untouched = stock(name)(**SD), stock(name)(**SD)
+        s, untouched = stock(name)(**base(name)), stock(name)(**base(name))
         fastdiff.accelerate(s)
         s.numerics = "exact"
         loop(s)
@@ -164,7 +167,7 @@ class TestAccelerate:
         compare(s, untouched)
 
     def test_restore_of_what_was_never_accelerated(self, name):
-        theirs, mine = stock(name)(**SD), ours(name)(**SD)
+        theirs, mine = stock(name)(**base(name)), ours(name)(**base(name))
         before = dict(theirs.__dict__)
         assert type(fastdiff.restore(theirs)) is stock(name)
         assert theirs.__dict__ == before
@@ -179,25 +182,25 @@ class TestAccelerate:
             if i == 6:
                 fastdiff.restore(s)
 
-        results = [loop(stock(name)(**SD), change) for change in (edit, None)]
+        results = [loop(stock(name)(**base(name)), change) for change in (edit, None)]
         for a, b in zip(*results, strict=True):
             same(a, b)
 
     def test_copies_stay_accelerated(self, name):
-        s = fastdiff.accelerate(stock(name)(**SD))
+        s = fastdiff.accelerate(stock(name)(**base(name)))
         s.numerics = "exact"
-        loop(s)
+        calls = len(loop(s))
         for twin in (copy.deepcopy(s), copy.copy(s), pickle.loads(pickle.dumps(s))):
             assert type(twin) is type(s)
             assert twin.numerics == "exact"
             assert torch.equal(twin.timesteps, s.timesteps)
             twin.set_timesteps(3)
-            assert len(s.timesteps) == 8
+            assert len(s.timesteps) == calls
         again = type(s).from_config(s.config)
         assert isinstance(again, stock(name))
 
     def test_a_pipeline_and_its_other_parts(self, name):
-        pipe = pipeline(stock(name)(**SD))
+        pipe = pipeline(stock(name)(**base(name)))
         state = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
         fastdiff.accelerate(pipe)
         rows = {row.name: row for row in fastdiff.report(pipe)}
@@ -285,7 +288,7 @@ class TestReport:
 
     @pytest.mark.parametrize("name", NAMES)
     def test_strict_raises_instead_of_leaving_the_kernels(self, name):
-        s = fastdiff.accelerate(stock(name)(**SD), strict=True)
+        s = fastdiff.accelerate(stock(name)(**base(name)), strict=True)
         s.set_timesteps(4)
         x = torch.randn(1, 4, 4, 4)
         s.scale_model_input(x, s.timesteps[0])
@@ -297,7 +300,7 @@ class TestReport:
     @pytest.mark.parametrize("undo", ["accelerate", "restore"])
     @pytest.mark.parametrize("name", NAMES)
     def test_strict_is_undone(self, name, undo, made):
-        s = fastdiff.accelerate(made(name)(**SD), strict=True)
+        s = fastdiff.accelerate(made(name)(**base(name)), strict=True)
         s.set_timesteps(4)
         x = torch.randn(1, 4, 4, 4).double()
         s.scale_model_input(x, s.timesteps[0])

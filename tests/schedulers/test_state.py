@@ -17,6 +17,9 @@ from .classes import (
     DPM,
     EULER,
     EULER_A,
+    FLOW_EULER,
+    FLOW_HEUN,
+    FLOW_LCM,
     LCM,
     SD,
     TCD,
@@ -25,10 +28,11 @@ from .classes import (
     WITH_HISTORY,
     WITH_INDEX,
     WITH_SIGMAS,
+    base,
     both,
     ours,
 )
-from .loops import SHAPE, answer, compare, follow, latents, loop, same, seeded
+from .loops import SHAPE, answer, compare, follow, latents, loop, same, scaled, seeded
 
 VARIANTS = [
     (DPM, {"solver_order": 3}),
@@ -39,6 +43,10 @@ VARIANTS = [
     (DEIS, {"solver_order": 3}),
     (LCM, {"prediction_type": "v_prediction"}),
     (TCD, {}),
+    (FLOW_EULER, {"shift": 3.0}),
+    (FLOW_LCM, {}),
+    (FLOW_HEUN, {"shift": 3.0}),
+    (FLOW_EULER, {"stochastic_sampling": True}),
     (UNIPC, {"solver_order": 3}),
     (UNIPC, {"predict_x0": False, "final_sigmas_type": "sigma_min"}),
     (UNIPC, {"use_karras_sigmas": True, "disable_corrector": [2], "lower_order_final": True}),
@@ -62,7 +70,7 @@ class TestSigmas:
             s.sigmas[-1] = s.sigmas[-2]
 
         with torch.inference_mode(inference):
-            mine, theirs = both(name, **SD | config)
+            mine, theirs = both(name, **base(name) | config)
             compare(mine, theirs, ready=ready)
             compare(mine, theirs)  # and a second run, with its own levels, is not affected
             compare(mine, theirs, ready=ready)
@@ -114,7 +122,7 @@ class TestSigmas:
             else:
                 s.alphas_cumprod.numpy()[300:] *= 0.95
 
-        mine, theirs = both(name, **SD | config)
+        mine, theirs = both(name, **base(name) | config)
         for s in (mine, theirs):
             if name not in WITH_SIGMAS:  # rows of the values before the write
                 loop(s)
@@ -124,13 +132,13 @@ class TestSigmas:
     @each(*SCALED)
     def test_written_without_a_trace_between_two_runs_of_one_schedule(self, name, config):
         runs = []
-        for s in both(name, **SD | config):
+        for s in both(name, **base(name) | config):
             s.set_timesteps(8)
             for factor in (1.0, 0.9):
                 s._step_index = None  # a new run, without set_timesteps
                 s.sigmas.numpy()[1] *= factor
                 x, t = latents(s), s.timesteps[0]
-                e = answer(s.scale_model_input(x, t), 0)
+                e = answer(scaled(s, x, t), 0)
                 x = s.step(e, t, x, **seeded(s)).prev_sample
             runs.append(x)
         same(*runs)
@@ -138,7 +146,7 @@ class TestSigmas:
     @each(*STATELESS)
     def test_alphas_cumprod_of_inference_mode_written_between_runs(self, name, config):
         with torch.inference_mode():
-            mine, theirs = both(name, **SD | config)
+            mine, theirs = both(name, **base(name) | config)
             compare(mine, theirs)
             for s in (mine, theirs):
                 s.alphas_cumprod[300:] *= 0.9
@@ -173,7 +181,7 @@ class TestSigmas:
                 for dtype in dtypes:
                     setattr(s, source, getattr(s, source).to(dtype))
 
-            s = ours(name)(**SD | config)
+            s = ours(name)(**base(name) | config)
             s.scale_model_input = lambda x, t: x  # Euler's is diffusers' code: in bfloat16
             runs.append(loop(s, ready=ready))
         assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
@@ -235,7 +243,7 @@ class TestHistory:
 
     @each(*(one for one in KEEPING if one[0] == UNIPC))
     def test_of_unipc_is_kept_where_others_read_it(self, name, config):
-        mine, theirs = both(name, **SD | config)
+        mine, theirs = both(name, **base(name) | config)
 
         def edit(i, s, x):
             seen.append((getattr(s, "this_order", None), s.lower_order_nums, [*s.timestep_list]))
@@ -265,9 +273,9 @@ class TestCopies:
     @each(*VARIANTS, *STATELESS)
     def test_deepcopy_in_the_middle(self, name, config):
         """The copy goes on as the original would, and neither disturbs the other."""
-        whole, _ = both(name, **SD | config)
+        whole, _ = both(name, **base(name) | config)
         expected = loop(whole)
-        first, _ = both(name, **SD | config)
+        first, _ = both(name, **base(name) | config)
         copies = []
 
         def edit(i, s, x):
@@ -282,7 +290,7 @@ class TestCopies:
         if name in WITH_INDEX:
             assert second.step_index == 4
             assert copies[0].step_index == 5
-            assert first.step_index == 8
+            assert first.step_index == len(expected)
         kept = getattr(second, "model_outputs", [])
         assert not any(a is b for a in kept for b in first.model_outputs)
 
@@ -298,21 +306,21 @@ class TestCopies:
             for i, t in enumerate(s.timesteps):
                 for j in range(2):
                     s.__dict__.update(states[j])
-                    e = answer(s.scale_model_input(xs[j], t), i + j)
+                    e = answer(scaled(s, xs[j], t), i + j)
                     more = {"generator": generator} if name in WITH_GENERATOR else {}
                     xs[j] = s.step(e, t, xs[j], **more).prev_sample
                     states[j] = copy.deepcopy(s.__dict__)
             return xs
 
-        mine, theirs = both(name, **SD | config)
+        mine, theirs = both(name, **base(name) | config)
         for a, b in zip(windows(mine), windows(theirs), strict=True):
             same(a, b)
 
     @each(*VARIANTS, *STATELESS)
     def test_pickled_in_the_middle(self, name, config):
-        whole, _ = both(name, **SD | config)
+        whole, _ = both(name, **base(name) | config)
         expected = loop(whole)[4]
-        half, _ = both(name, **SD | config)
+        half, _ = both(name, **base(name) | config)
         kept = []
 
         def edit(i, s, x):
@@ -324,9 +332,10 @@ class TestCopies:
         assert type(restored) is type(half)
         assert restored.numerics == half.numerics
         t = restored.timesteps[4]
-        if "algorithm_type" in config or name in (EULER_A, DDPM, LCM, TCD):
+        noisy = "algorithm_type" in config or "stochastic_sampling" in config
+        if noisy or name in (EULER_A, DDPM, LCM, TCD, FLOW_LCM):
             return  # noise: the generator was not kept
-        e = answer(restored.scale_model_input(x, t), 4)
+        e = answer(scaled(restored, x, t), 4)
         assert torch.equal(restored.step(e, t, x).prev_sample, expected)
 
 
@@ -335,8 +344,10 @@ class TestIndex:
     @pytest.mark.parametrize("told", [True, False], ids=["told", "not told"])
     @pytest.mark.parametrize("begin", [0, 1, 3, 7])
     def test_a_run_from_the_middle(self, name, config, begin, told):
+        if name == FLOW_HEUN and begin % 2 and not told:
+            return  # of two equal timesteps both take the second, and a call is missing at the end
         mine = follow(name, config=config, begin=begin, told=told)
-        assert mine.step_index == 8
+        assert mine.step_index == len(mine.timesteps)
         assert mine.begin_index == (begin if told else None)
 
     @each(*VARIANTS)
@@ -352,7 +363,7 @@ class TestIndex:
     @each(*VARIANTS)
     def test_step_index_forgotten(self, name, config):
         def edit(i, s, x):
-            if i == 5:
+            if i == 6:
                 s._step_index = None
 
         follow(name, edit, config, told=False)
@@ -366,12 +377,12 @@ class TestIndex:
             x, seen = latents(s), []
             for j in (5, 2, 6):
                 t = s.timesteps[j]
-                s.scale_model_input(x, t)
+                scaled(s, x, t)
                 x = s.step(answer(x, j), t, x, **seeded(s, j))[0]
                 seen.append((x, s.step_index))
             return seen
 
-        mine, theirs = both(name, **SD | config)
+        mine, theirs = both(name, **base(name) | config)
         pairs = zip(out_of_order(mine), out_of_order(theirs), strict=True)
         for (a, index), (b, reference) in pairs:
             same(a, b)

@@ -4,13 +4,26 @@ One scheduler is one run at a time, as in diffusers; what schedules share betwee
 kernels) may be used, and made, by all threads at once.
 """
 
-import itertools
 import threading
 
 import pytest
 import torch
 
-from .classes import DDIM, DDPM, DEIS, DPM, EULER, EULER_A, LCM, SD, TCD, UNIPC, ours
+from .classes import (
+    DDIM,
+    DDPM,
+    DEIS,
+    DPM,
+    EULER,
+    EULER_A,
+    FLOW_EULER,
+    LCM,
+    SD,
+    TCD,
+    UNIPC,
+    ours,
+    unused,
+)
 from .loops import loop
 
 CASES = [
@@ -24,8 +37,8 @@ CASES = [
     (DEIS, {"solver_order": 3}),
     (LCM, {}),
     (TCD, {}),
+    (FLOW_EULER, {}),
 ]
-_fresh = itertools.count()
 
 
 def run(name, config, steps):
@@ -37,7 +50,7 @@ def run(name, config, steps):
 def test_at_once_as_one_after_the_other(name, config, other):
     for _ in range(5):
         # a schedule that nobody has made yet, so that both threads come to make it
-        first = SD | config | {"beta_end": 0.012 + 1e-7 * next(_fresh)}
+        first = unused(name) | config
         steps = (30, 30 if other == "same schedule" else 29)
         start, results = threading.Barrier(2), [None, None]
 

@@ -10,6 +10,7 @@ from .classes import (
     DPM,
     EULER,
     EULER_A,
+    FLOWS,
     LCM,
     NAMES,
     SD,
@@ -17,11 +18,12 @@ from .classes import (
     UNKNOWN_IS_LAST,
     WITH_INDEX,
     WITH_SIGMAS,
+    base,
     both,
     counted,
     ours,
 )
-from .loops import answer, compare, latents, loop, same, seeded
+from .loops import answer, compare, latents, loop, same, scaled, seeded
 
 STEPS = 8
 KINDS = {  # how a timestep reaches step -> is it a view
@@ -43,7 +45,7 @@ def told_by(s, pick):
     x, seen = latents(s), []
     for i in range(STEPS):
         t = pick(s, i)
-        x = s.step(answer(s.scale_model_input(x, t), i), t, x, **seeded(s, i)).prev_sample
+        x = s.step(answer(scaled(s, x, t), i), t, x, **seeded(s, i)).prev_sample
         seen.append(x)
     return seen
 
@@ -52,10 +54,10 @@ def told_by(s, pick):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_kind_of_timestep_gives_the_same_run(name, kind):
     pick, view = KINDS[kind]
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
     if kind == "float64" and name in (DDIM, DDPM):
         pytest.skip("diffusers indexes with the timestep: it must be whole")
-    for a, b in zip(told_by(s, pick), loop_with(ours(name)(**SD)), strict=True):
+    for a, b in zip(told_by(s, pick), loop_with(ours(name)(**base(name))), strict=True):
         assert torch.equal(a, b)
     if view is None or isinstance(pick(s, 0), (int, float)):
         return
@@ -73,7 +75,7 @@ def loop_with(s):
 @pytest.mark.parametrize("kind", ["clone", "number", "element"])
 @pytest.mark.parametrize("name", NAMES)
 def test_and_the_same_as_in_diffusers(name, kind):
-    mine, theirs = both(name, **SD)
+    mine, theirs = both(name, **base(name))
     for a, b in zip(told_by(mine, KINDS[kind][0]), told_by(theirs, KINDS[kind][0]), strict=True):
         same(a, b)
 
@@ -85,7 +87,7 @@ def test_and_the_same_as_in_diffusers(name, kind):
     ids=["int", "numpy", "int32", "int64"],
 )
 def test_stateless_classes_take_any_timestep_in_any_order(name, cast):
-    mine, theirs = both(name, **SD)
+    mine, theirs = both(name, **base(name))
     for s in (mine, theirs):
         s.set_timesteps(10)
     x = latents(mine)
@@ -112,10 +114,10 @@ def test_ddpm_without_set_timesteps_walks_all_of_them():
         same(a, b)
 
 
-@pytest.mark.parametrize("name", [EULER, EULER_A])
+@pytest.mark.parametrize("name", [EULER, EULER_A, *FLOWS])
 @pytest.mark.parametrize("t", [3, torch.tensor(999), torch.tensor(3, dtype=torch.int32)], ids=str)
 def test_whole_numbers_are_refused_where_diffusers_refuses_them(name, t):
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
     s.set_timesteps(STEPS)
     with pytest.raises(ValueError, match="timestep"):
         s.step(latents(s), t, latents(s))
@@ -123,7 +125,7 @@ def test_whole_numbers_are_refused_where_diffusers_refuses_them(name, t):
 
 @pytest.mark.parametrize("name", UNKNOWN_IS_LAST)
 def test_whole_numbers_mean_timesteps_where_diffusers_takes_them(name):
-    mine, theirs = both(name, **SD)
+    mine, theirs = both(name, **base(name))
     for s in (mine, theirs):
         s.set_timesteps(STEPS)
     x = latents(mine)
@@ -135,7 +137,7 @@ def test_whole_numbers_mean_timesteps_where_diffusers_takes_them(name):
 
 @pytest.mark.parametrize("name", UNKNOWN_IS_LAST)
 def test_a_timestep_that_is_nowhere_is_the_last_one_for_multistep_solvers(name):
-    mine, theirs = both(name, **SD)
+    mine, theirs = both(name, **base(name))
     for s in (mine, theirs):
         s.set_timesteps(STEPS)
     x = latents(mine)
@@ -143,9 +145,9 @@ def test_a_timestep_that_is_nowhere_is_the_last_one_for_multistep_solvers(name):
     same(a, b)
 
 
-@pytest.mark.parametrize("name", [EULER, EULER_A])
+@pytest.mark.parametrize("name", [EULER, EULER_A, *FLOWS])
 def test_a_timestep_that_is_nowhere_is_an_error_in_words(name):
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
     s.set_timesteps(STEPS)
     with pytest.raises((ValueError, IndexError), match="timestep"):
         s.step(latents(s), torch.tensor(3.25), latents(s))
@@ -161,15 +163,15 @@ def test_a_timestep_that_is_nowhere_is_an_error_in_words(name):
 )
 def test_equal_timesteps_are_told_apart_by_their_place(name, config):
     """diffusers looks for the value, takes the second of two and runs over the end of sigmas."""
-    s, told = ours(name)(**SD | config), ours(name)(**SD | config)
+    s, told = ours(name)(**base(name) | config), ours(name)(**base(name) | config)
     s.set_timesteps(20)
     assert len(set(s.timesteps.tolist())) < 20
     for a, b in zip(loop(s, told=False, steps=20), loop(told, told=True, steps=20), strict=True):
         assert torch.equal(a, b)
-    _, theirs = both(name, **SD | config)
-    compare(ours(name)(**SD | config), theirs, steps=20, told=True)
+    _, theirs = both(name, **base(name) | config)
+    compare(ours(name)(**base(name) | config), theirs, steps=20, told=True)
     # handed over as a value, the first of equal ones cannot be known: the second, as in diffusers
-    mine, theirs = both(name, **SD | config)
+    mine, theirs = both(name, **base(name) | config)
     for scheduler in (mine, theirs):
         scheduler.set_timesteps(20)
         scheduler._init_step_index(scheduler.timesteps[0].clone())
@@ -180,18 +182,18 @@ def test_equal_timesteps_are_told_apart_by_their_place(name, config):
 @pytest.mark.parametrize("name", WITH_SIGMAS)
 def test_timesteps_that_are_views_themselves(name, cut):
     """`timesteps` cut by its owner, with an offset and a stride of its own."""
-    s, theirs = both(name, **SD)
+    s, theirs = both(name, **base(name))
     for scheduler in (s, theirs):
         scheduler.set_timesteps(14)
         scheduler.timesteps = scheduler.timesteps[cut]
         scheduler.sigmas = scheduler.sigmas[cut]
     x = latents(s)
-    for i, t in enumerate(s.timesteps[3:], 3):
+    for i, t in enumerate(s.timesteps[4 : len(s.sigmas) - 1], 4):
         more = {"generator": None} if name == DPM else {}
         pair = []
         for scheduler, step in ((s, t), (theirs, theirs.timesteps[i])):
             torch.manual_seed(i)
-            e = answer(scheduler.scale_model_input(x, step), i)
+            e = answer(scaled(scheduler, x, step), i)
             pair.append(scheduler.step(e, step, x, **more).prev_sample)
         same(*pair)
         x = pair[1]
@@ -201,12 +203,12 @@ def test_timesteps_that_are_views_themselves(name, cut):
 @pytest.mark.parametrize("name", WITH_INDEX)
 def test_a_timestep_of_an_earlier_run_is_looked_up(name):
     """Its memory belongs to another tensor, so its place there says nothing about this run."""
-    s = ours(name)(**SD)
+    s = ours(name)(**base(name))
     s.set_timesteps(STEPS)
     old = s.timesteps
     s.set_timesteps(STEPS)
-    s._init_step_index(old[5])
-    assert s.step_index == 5
+    s._init_step_index(old[6])
+    assert s.step_index == 6
     assert counted(s).looked_up == 1
 
 
@@ -221,6 +223,6 @@ def test_timesteps_written_in_place(name, when, inference):
             s.timesteps[5] -= 7
 
     with torch.inference_mode(inference):
-        mine, theirs = both(name, **SD)
+        mine, theirs = both(name, **base(name))
         compare(mine, theirs, edit)
         compare(mine, theirs, edit)

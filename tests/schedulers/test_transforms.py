@@ -5,29 +5,21 @@ of the same schedule, by anybody, must find real rows.
 """
 
 import contextlib
-import itertools
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .classes import DDIM, DPM, NAMES, SD, UNIPC, both, ours
-from .loops import SHAPE, answer, latents, loop, same
-
-_fresh = itertools.count()
-
-
-def fresh():
-    """A configuration whose rows nobody has made yet."""
-    return SD | {"beta_end": 0.0119 + 1e-7 * next(_fresh)}
+from .classes import DDIM, DPM, NAMES, UNIPC, base, both, ours, unused
+from .loops import SHAPE, answer, latents, loop, same, scaled
 
 
 def stepper(s, sigma=3.0):
     """x -> next sample, of the first step."""
     s.set_timesteps(6)
     t = s.timesteps[0]
-    s.scale_model_input(latents(s), t)
+    scaled(s, latents(s), t)
     more = {} if s.step.__code__.co_varnames.count("generator") == 0 else {"generator": None}
 
     def step(x):
@@ -50,7 +42,7 @@ def jvp(step, x):
 @pytest.mark.parametrize("transform", [grad, jvp])
 @pytest.mark.parametrize("name", NAMES)
 def test_derivatives_of_functions(name, transform):
-    config = fresh()
+    config = unused(name)
     mine, theirs = both(name, **config)
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     same(transform(stepper(mine), x), transform(stepper(theirs), x))
@@ -60,7 +52,7 @@ def test_derivatives_of_functions(name, transform):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_fake_tensors_leave_nothing_behind(name):
-    config = fresh()
+    config = unused(name)
     expected = loop(both(name, **config)[1])
     s = ours(name)(**config)
 
@@ -88,7 +80,7 @@ def test_a_compiled_step_is_not_compiled_again_for_every_row(name):
     """Rows are made outside of what is traced; the last step, to a level of its own, may differ."""
     torch._dynamo.reset()
     counters.clear()
-    config = fresh()
+    config = unused(name)
     s = ours(name)(**config)
     step, frames, x, seen = torch.compile(s.step, backend="eager"), [], latents(s), []
     s.set_timesteps(8)
@@ -107,12 +99,12 @@ def test_a_compiled_step_is_not_compiled_again_for_every_row(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_meta_tensors(name):
-    s = ours(name)(**fresh())
+    s = ours(name)(**unused(name))
     s.set_timesteps(4)
     x = torch.empty(SHAPE, device="meta")
     s.scale_model_input(x, s.timesteps[0])
     out = s.step(x, s.timesteps[0], x)[0]
     assert (out.shape, out.device.type) == (SHAPE, "meta")
-    expected = loop(both(name, **SD)[1])
-    for a, b in zip(loop(ours(name)(**SD)), expected, strict=True):
+    expected = loop(both(name, **base(name))[1])
+    for a, b in zip(loop(ours(name)(**base(name))), expected, strict=True):
         same(a, b)
