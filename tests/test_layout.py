@@ -41,6 +41,7 @@ ARROWS = {
     "plan_file": MATHEMATICS,
     "sampling": MATHEMATICS | KERNELS,
     "k_diffusion": MATHEMATICS | KERNELS | {"sampling"},
+    "accuracy": MATHEMATICS | KERNELS | {"sampling", "__version__"},
     "schedulers": MATHEMATICS | KERNELS,
     "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
     "engine": MATHEMATICS | KERNELS | {"schedulers", "sampling", "accelerate"},

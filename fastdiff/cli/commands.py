@@ -14,6 +14,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Diffusion sampling as a table of numbers and one fused step.",
 )
+bench = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
+app.add_typer(bench, name="bench")
 
 
 @app.callback(invoke_without_command=True)
@@ -108,3 +110,27 @@ def samplers(
     from fastdiff.cli.samplers import print_samplers
 
     print_samplers(json=as_json)
+
+
+@bench.command()
+def accuracy(
+    out: Annotated[
+        Path, typer.Option(help="Folder for accuracy.json, .svg and .md; a run there is resumed.")
+    ] = Path("accuracy"),
+    budgets: Annotated[
+        str | None,
+        typer.Option(help="Calls of the network.  [default: 5,6,8,10,15,20,30,50]"),
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="vp or flow.  [default: both]", metavar="NAME")
+    ] = None,
+    solver: Annotated[
+        list[str] | None, typer.Option(help="Only this one; may be repeated.", metavar="NAME")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Runs of a solver that draws noise.")] = 8192,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not resume.")] = False,
+) -> None:
+    """Error against calls on data with an exact solution, beside diffusers' own classes."""
+    from fastdiff.cli.bench import accuracy as run
+
+    run(out, budgets, family, solver, samples, fresh)

@@ -1,0 +1,71 @@
+"""`fastdiff bench accuracy`: error against calls of the network, as JSON, SVG and a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastdiff.accuracy.contestants import others
+from fastdiff.accuracy.page import page
+from fastdiff.accuracy.picture import svg
+from fastdiff.accuracy.problem import FAMILIES, SAMPLES
+from fastdiff.accuracy.record import run
+from fastdiff.accuracy.runs import BUDGETS
+from fastdiff.cli import UserError
+from fastdiff.registry import SOLVERS, find
+
+STEM = "accuracy"
+MOST = 1000  # calls: as many as there are trained levels
+
+
+def accuracy(
+    out: Path,
+    budgets: str | None = None,
+    family: str | None = None,
+    solver: list[str] | None = None,
+    samples: int = SAMPLES,
+    fresh: bool = False,
+) -> None:
+    """Run what out/accuracy.json lacks, then write picture and page beside it."""
+    if family is not None and family not in FAMILIES:
+        raise UserError(f"--family must be one of {', '.join(FAMILIES)}; got {family!r}")
+    if not 2 <= samples <= 10**6:
+        raise UserError(f"--samples must be in 2 .. 1000000; got {samples}")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out must be a folder; {out} is a file")
+    chosen = frozenset(map(_solver, solver)) if solver else None
+    numbers = BUDGETS if budgets is None else _budgets(budgets)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        record = run(
+            out / f"{STEM}.json",
+            budgets=numbers,
+            families=tuple(FAMILIES) if family is None else (family,),
+            solvers=chosen,
+            samples=samples,
+            fresh=fresh,
+            tell=lambda text: print(text, flush=True),
+        )
+    except ValueError as error:  # a file of other conditions, or no record
+        raise UserError(str(error)) from error
+    (out / f"{STEM}.svg").write_text(svg(record), encoding="utf-8")
+    (out / f"{STEM}.md").write_text(page(record), encoding="utf-8")
+    print(f"{out / STEM}.json, .svg, .md")
+
+
+def _solver(name: str) -> str:
+    if name in others():
+        return name
+    try:
+        return find(name).name
+    except ValueError as error:
+        known = ", ".join((*SOLVERS, *others()))
+        raise UserError(f"--solver must be one of {known}; got {name!r}") from error
+
+
+def _budgets(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(p.isascii() and p.isdigit() and 2 <= int(p) <= MOST for p in parts):
+        raise UserError(
+            f"--budgets must be numbers of calls in 2 .. {MOST}, such as 5,10,20; got {text!r}"
+        )
+    return tuple(sorted({int(part) for part in parts}))
