@@ -131,8 +131,9 @@ BUGS = {  # name: (tests, file, what stands there, what is planted)
         "x[i] = 2.0f * f.apply(x[i], a.norm.silu);\n    pack",
     ),
     # apply_tokens
-    "apply_tokens: channels of the next sample are read": (
-        NORM, "group_norm.cu", "left = c0 + row < c1 ? length - p : 0;", "left = length - p;",
+    "apply_tokens: what lies behind a channel is read": (
+        NORM, "group_norm.cu", "left = c0 + row < c1 ? length - p : 0;",
+        "left = c0 + row < c1 ? V : 0;",
     ),
     "apply_tokens: channels past the last one are written": (
         NORM, "group_norm.cu", "token < length ? lesser(c1 - (c0 + column), V) : 0",
