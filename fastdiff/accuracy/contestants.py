@@ -118,7 +118,9 @@ def without_peer(family: str) -> dict[str, str]:
     found = {}
     for solver in SOLVERS.values():
         if (solver.name, family) not in EXCLUDED and not _fits(family, solver.scheduler[0]):
-            found[solver.name] = f"{solver.scheduler[0]} is not for this family"
+            cls = solver.scheduler[0]
+            why = OTHERS_LEFT_OUT.get(cls, "is not for this family")
+            found[solver.name] = f"{cls} {why}"
     return found
 
 
@@ -128,7 +130,7 @@ def _call(cls: str, config: Mapping[str, Any]) -> str:
 
 def _fits(family: str, cls: str) -> bool:
     if family == "vp":
-        return not cls.startswith("FlowMatch")
+        return not cls.startswith("FlowMatch") and cls not in OTHERS_LEFT_OUT
     return cls.startswith("FlowMatch") or "use_flow_sigmas" in _options(cls)
 
 

@@ -1,7 +1,6 @@
 """State lives where diffusers keeps it, and whatever is done to it there has the same effect.
 
-Each test runs the loop of loops.py twice, with diffusers' class and with ours, and does to both
-what some pipeline does.
+Each runs the loop of loops.py with diffusers' class and ours, and does what some pipeline does.
 """
 
 import copy
