@@ -29,6 +29,7 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,11 +41,24 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SASS_ACCESS = re.compile(r"\b(?:LDG|STG)\.[A-Z0-9.]+")
 PTX_ACCESS = re.compile(r"\b(?:ld|st)\.global(?:\.(?!v\d)[\w:]+)*?(?:\.v(\d))?\.[bfus](\d+)\b")
+
+# Python 3.11 counts the depth of a syntax tree for all threads together, and raised SystemError
+# when two threads made one.
+_parsing, _parse = threading.Lock(), JITFunction.parse
+
+
+def _one_at_a_time(function):
+    with _parsing:
+        return _parse(function)
+
+
+JITFunction.parse = _one_at_a_time
 
 # The interpreter stands in for the compiler from the import of Triton on.
 compiles = pytest.mark.skipif(

@@ -39,7 +39,8 @@ class FlowMatchHeunDiscreteScheduler(
     """Drop-in for diffusers.FlowMatchHeunDiscreteScheduler; arXiv:2206.00364, algorithm 2.
 
     Configuration, attributes, random numbers and dtypes as there; N steps are 2 N - 1 calls of the
-    network, the last without a second one.
+    network, the last without a second one.  Beside a float64 network `sample` keeps its digits,
+    which diffusers cuts to float32.
     """
 
     _reads = ("shift", "num_train_timesteps")  # they are in the sigmas already

@@ -35,12 +35,12 @@ from .options import TABLE, accepted, draw
 from .runs import Case, finite, gaps, level, mine, reference, theirs
 
 REL = 1e-5
-COUNT = {8: 150, 20: 80, 50: 30}  # draws per class
+COUNT = {8: 120, 20: 60, 50: 20}  # draws per class
 # DPM-Solver has twice the options of the others, flow matching half; of two calls a step runs are
 # twice as long
 WEIGHT = {"DPMSolverMultistepScheduler": 2, **dict.fromkeys(FLOWS, 0.5)}
-WEIGHT |= {name: 0.4 for name in NAMES if name not in FLOWS and stock(name).order == 2}
-WEIGHT[LMS] = 0.4  # SciPy integrates every weight in diffusers
+WEIGHT |= {name: 0.3 for name in NAMES if name not in FLOWS and stock(name).order == 2}
+WEIGHT[LMS] = 0.5  # SciPy integrates every weight in diffusers
 
 
 def complaint(case: Case) -> str:

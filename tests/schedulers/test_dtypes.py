@@ -10,7 +10,7 @@ import itertools
 import pytest
 import torch
 
-from .classes import NAMES, SD, UNIPC, base, both
+from .classes import FLOW_HEUN, NAMES, SD, UNIPC, base, both, stock
 from .loops import same, scaled
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -129,7 +129,10 @@ def two_steps(scheduler, output, sample, call):
             prev, x0 = out.prev_sample, getattr(out, "pred_original_sample", None)
             kept = [*getattr(scheduler, "model_outputs", [])]
             kept += getattr(scheduler, "derivatives", [])
-            kept += [getattr(scheduler, key, None) for key in ("prev_derivative", "sample")]
+            keys = ["prev_derivative"]
+            if not isinstance(scheduler, stock(FLOW_HEUN)):  # diffusers' cuts a sample to float32
+                keys.append("sample")
+            kept += [getattr(scheduler, key, None) for key in keys]
             kept = [m.dtype for m in kept if m is not None]
             row.append((seen.dtype, prev.dtype, None if x0 is None else x0.dtype, tuple(kept)))
             x = prev.to(sample)
