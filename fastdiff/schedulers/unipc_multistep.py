@@ -188,36 +188,38 @@ class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # 
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
         """One step, (B, *shape) -> (B, *shape): corrected and predicted in one pass over memory."""
-        if self.num_inference_steps is None:
+        own = self.__dict__  # found in half the time of attributes of an instance of five classes
+        if own["num_inference_steps"] is None:
             raise ValueError("step needs timesteps; call set_timesteps first")
-        if self.solver_p:
+        if own["solver_p"]:
             self._reference("solver_p is another scheduler")
             done: Any = super().step(model_output, timestep, sample, return_dict)
             return done
-        if self._step_index is None:
+        if own["_step_index"] is None:
             self._init_step_index(timestep)
         state, rows = self._ready()
         order, prediction, threshold, final = state.facts
-        i: int = self._step_index  # type: ignore[assignment]
-        last, past, k, data = (
-            self.last_sample,
-            self.model_outputs,
-            self.lower_order_nums,
-            self.predict_x0,
-        )
-        corrects = i > 0 and last is not None and i - 1 not in self.disable_corrector
-        corrected = self.this_order if corrects else 0
+        i: int = own["_step_index"]
+        last: Tensor | None = own["last_sample"]
+        past: list[Any] = own["model_outputs"]
+        k: int = own["lower_order_nums"]
+        data: bool = own["predict_x0"]
+        corrects = i > 0 and last is not None and i - 1 not in own["disable_corrector"]
+        corrected: int = own["this_order"] if corrects else 0
         known = state.timesteps is self.timesteps  # the length of a list is found faster
         n = len(state.values) if known else len(self.timesteps)
-        use = order_of(i, n, k, order, final)
+        use = k + 1 if k < order else order  # order_of, without the call
+        if final and use > n - i:
+            use = max(1, n - i)
         place = (i, use, corrected, data)
         entry = rows[place]
         wide = promote(sample, model_output)
-        reads = entry.reads - (1 if corrected else 0)
-        history = [*past[: -1 - reads : -1]] if reads else []
+        keeps, reads = 0 if data else 1, entry.reads
         if corrected:
-            history.append(last)
-        keeps = (0 if data else 1) + (1 if corrected else 0)
+            keeps += 1
+            history = [*past[:-reads:-1], last]
+        else:
+            history = past[: -1 - reads : -1] if reads else []
         out = sample.dtype
         prev, x0, kept = self._apply(
             rows, place, entry, sample, model_output, history, None, out, wide, keeps,
@@ -226,16 +228,15 @@ class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # 
         made = x0 if data else kept[0]
         if wide is not model_output.dtype and prediction == ("sample" if data else "epsilon"):
             made = made.to(model_output.dtype)  # diffusers keeps the output itself
-        for j in range(order - 1):
-            past[j] = past[j + 1]
-            self.timestep_list[j] = self.timestep_list[j + 1]
-        past[-1], self.timestep_list[-1] = made, timestep
+        times: list[Any] = own["timestep_list"]
+        for j in range(1, order):
+            past[j - 1], times[j - 1] = past[j], times[j]
+        past[-1], times[-1] = made, timestep
         begun = kept[-1] if corrected else sample
-        self.last_sample = begun if begun.dtype is out else begun.to(out)
-        self.this_order = use
+        own["last_sample"] = begun if begun.dtype is out else begun.to(out)
+        own["this_order"], own["_step_index"] = use, i + 1
         if k < order:
-            self.lower_order_nums = k + 1
-        self._step_index = i + 1
+            own["lower_order_nums"] = k + 1
         return SchedulerOutput(prev_sample=prev) if return_dict else (prev,)
 
 
