@@ -4,11 +4,12 @@ import inspect
 from statistics import median
 
 import pytest
+import torch
 
 from .agreement import COUNT, REL, WEIGHT, disagreements
-from .classes import NAMES, ONE_RESULT, stock
+from .classes import NAMES, ONE_RESULT, base, ours, stock
 from .options import TABLE, accepted, draw
-from .runs import Case, finite, gaps, reference, theirs
+from .runs import Case, finite, gaps, made, reference, theirs
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -28,6 +29,23 @@ def test_the_table_of_options_is_complete(name):
     numbers -= {"step.return_dict"}
     listed = set(TABLE[name]) - {"step.variance_noise"}
     assert listed == parameters | numbers, "an option of the installed diffusers is not drawn"
+
+
+@pytest.mark.parametrize("cls", [ours, stock])
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_left_of_the_schedule_that_a_constructor_sets(name, cls):
+    """So that a run may do without it (runs.made)."""
+    plain, quick = cls(name)(**base(name)), made(cls(name), base(name))
+    for s in (plain, quick):
+        s.set_timesteps(8)
+        s.__dict__.pop("_fused", None)
+    assert plain.__dict__.keys() == quick.__dict__.keys()
+    for key, value in plain.__dict__.items():
+        same = quick.__dict__[key]
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(same, value, rtol=0, atol=0, equal_nan=True, msg=key)
+        else:
+            assert repr(same) == repr(value), key
 
 
 @pytest.mark.parametrize("name", NAMES)
