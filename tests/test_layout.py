@@ -187,6 +187,7 @@ PROMISE = {
     "LMSDiscreteScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load
+    "SCMScheduler": None,
     "TCDScheduler": None,
     "TableScheduler": "table=None",
     "UniPCMultistepScheduler": None,

@@ -30,6 +30,7 @@ from fastdiff.schedulers.kdpm2 import (
 )
 from fastdiff.schedulers.lcm import LCMScheduler
 from fastdiff.schedulers.lms import LMSDiscreteScheduler
+from fastdiff.schedulers.scm import SCMScheduler
 from fastdiff.schedulers.tcd import TCDScheduler
 from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
 
@@ -51,6 +52,7 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     KDPM2AncestralDiscreteScheduler,
     LMSDiscreteScheduler,
     IPNDMScheduler,
+    SCMScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -151,6 +153,7 @@ __all__ = [
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
+    "SCMScheduler",
     "SchedulerMixin",
     "TCDScheduler",
     "UniPCMultistepScheduler",
