@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -242,6 +242,8 @@ def plan(
         ratios = chosen.points(whole, steps, **options)
         times = family.time_of(ratios[:-1])
     grid, scales = _grid(chosen, family, ratios)
+    if chosen.inner is not None:
+        grid = replace(grid, inner=chosen.inner(family, ratios, **options))
     if numerics == "faithful":
         times = np.round(times)
     g = _guidance(guidance, steps)

@@ -126,6 +126,15 @@ def test_no_guess_where_nothing_is_near(wrong):
         find(wrong)
 
 
+def test_every_class_is_that_of_a_row():
+    """So that `fastdiff samplers`, fastdiff.plan and fastdiff.sampler know it."""
+    named = {row.scheduler[0] for row in SOLVERS.values()}
+    public = {name for name in fastdiff.__all__ if name.endswith("Scheduler")}
+    assert public - named == {"TableScheduler"}  # which runs a plan, whatever made it
+    assert named <= public
+    assert {cls.__name__ for cls in fastdiff.schedulers.CLASSES} == named
+
+
 # fastdiff.sampler: a scheduler by its name in that list
 
 
@@ -134,7 +143,7 @@ def test_a_sampler_is_the_class_and_config_of_its_row(solver):
     name, config = solver.scheduler
     flow = name.startswith("FlowMatch")
     given = {"shift": 3.0} if flow else {"beta_end": 0.013}
-    if name == "IPNDMScheduler":  # levels of its own
+    if name in ("IPNDMScheduler", "SCMScheduler"):  # levels of their own
         given, flow = {}, True
     made = fastdiff.sampler(solver.name, **given)
     assert type(made) is getattr(fastdiff, name)

@@ -42,6 +42,11 @@ EXCLUDED: dict[tuple[str, str], str] = {  # (solver, family) -> why
     ("lcm", "vp"): _CONSISTENCY,
     ("lcm", "flow"): _CONSISTENCY,
     ("flow_lcm", "flow"): _CONSISTENCY,
+    ("tcd", "vp"): _CONSISTENCY,
+    ("tcd", "flow"): _CONSISTENCY,
+    ("scm", "vp"): _CONSISTENCY,
+    ("scm", "flow"): _CONSISTENCY,
+    ("flow_heun", "vp"): "a flow's sampler",
     ("flow_lcm", "vp"): "a flow's sampler",
     ("flow_euler", "vp"): "a flow's sampler; its row is that of ddim",
     ("ddim", "flow"): "is flow_euler there, the same row",
@@ -61,8 +66,6 @@ OTHERS: dict[str, tuple[str, dict[str, Any], bool, str]] = {
     "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}, False, "flow"),
 }
 OTHERS_LEFT_OUT = {
-    "TCDScheduler": _CONSISTENCY,
-    "SCMScheduler": _CONSISTENCY,
     "IPNDMScheduler": "has levels of its own, not those of the model",
     "EDMEulerScheduler": "for networks with EDM's preconditioning",
     "EDMDPMSolverMultistepScheduler": "for networks with EDM's preconditioning",
