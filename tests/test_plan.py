@@ -273,7 +273,7 @@ def test_noise_prediction_cannot_start_without_signal():
         )
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", [s for s in SPACINGS if s != "ays_svd"])  # for other levels
 @pytest.mark.parametrize("steps", [1, 2, 1000])
 def test_any_number_of_steps(spacing, steps):
     plan = fastdiff.plan("dpmpp_3m", steps=steps, spacing=spacing)
