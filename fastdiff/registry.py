@@ -58,6 +58,11 @@ class Solver:
     aliases: tuple[str, ...] = ()
 
     @property
+    def at_zero(self) -> bool:
+        """Whether the spacing "leading" has a call at time 0, as in the class of diffusers."""
+        return self.scheduler[0] not in ABOVE_ZERO
+
+    @property
     def comfyui(self) -> tuple[str, ...]:
         """Names in ComfyUI's menu, which are those of k-diffusion's functions, too."""
         return tuple(n for n in (self.name, *self.aliases) if n in COMFYUI)
@@ -96,6 +101,12 @@ A1111 = frozenset(
         *("DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a"),
         *("DPM++ 3M SDE", "Euler a", "Euler", "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast"),
         *("DPM adaptive", "Restart", "DDIM", "DDIM CFG++", "PLMS", "UniPC", "LCM"),
+    )
+)
+ABOVE_ZERO = frozenset(  # classes whose timestep_spacing="leading" has no call at time 0
+    (
+        *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "SASolverScheduler"),
+        *("UniPCMultistepScheduler", "DEISMultistepScheduler"),
     )
 )
 _DPM = "DPMSolverMultistepScheduler"

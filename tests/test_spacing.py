@@ -1,5 +1,8 @@
 """Spacings against diffusers where the names mean the same, and against their definitions."""
 
+import inspect
+
+import diffusers
 import numpy as np
 import pytest
 from diffusers import (
@@ -9,6 +12,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
+import fastdiff
+from fastdiff.registry import SOLVERS
 from fastdiff.schedules import SPACINGS, NoiseSchedule, levels
 from fastdiff.schedules.spacing import AYS, BY_LEVEL, BY_TIME
 
@@ -78,6 +83,27 @@ def test_time_spacings_are_those_of_ddim(spacing, n):
     scheduler.set_timesteps(n)
     ours = FAMILY.time_of(levels(FAMILY, spacing, n))
     np.testing.assert_allclose(ours, scheduler.timesteps, atol=1e-8)
+
+
+@pytest.mark.parametrize("n", [*NS, 7, 30])
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda row: row.name)
+def test_leading_of_a_plan_is_that_of_the_class_of_its_solver(solver, n):
+    """With 0 among the times, T // n apart, or above it, T // (n + 1) apart."""
+    name, config = solver.scheduler
+    known = inspect.signature(getattr(diffusers, name)).parameters
+    if "timestep_spacing" not in known or solver.name in ("lcm", "tcd") or "PNDM" in name:
+        return  # which has no such times, or those of a distillation, or some of them twice
+    scheduler = getattr(diffusers, name)(**SD, timestep_spacing="leading", **config)
+    scheduler.set_timesteps(n)
+    steps = n if solver.points is None else 2 * n - 1
+    plan = fastdiff.plan(solver.name, steps=steps, spacing="leading")
+    whole = [plan.timesteps[0], *plan.timesteps[1 :: solver.evaluations]]
+    theirs = scheduler.timesteps.double().numpy()
+    theirs = [theirs[0], *theirs[1 :: scheduler.order]]
+    if solver.points is None or "kdpm2" not in solver.name:  # whose second call is in the middle
+        np.testing.assert_allclose(whole, theirs, atol=1e-8)
+    else:
+        np.testing.assert_allclose(plan.timesteps[::2], scheduler.timesteps[::2], atol=1e-3)
 
 
 def test_flow_is_the_flow_grid_of_dpm_solver():

@@ -8,7 +8,9 @@ level that the model was trained at.
     exponential  uniform in log sigma, that is in lambda (also "lu": arXiv:2206.00927, section 3.4)
     beta         quantiles of Beta(0.6, 0.6); arXiv:2407.12173
     linspace     model times 0 .. T - 1 in n equal parts, the last one (t = 0) left out
-    leading      model times 0, r, 2r, .. with whole r = T // n
+    leading      model times 0, r, 2r, .. with whole r = T // n, as DDIM, DDPM, Euler, Heun, .. of
+                 diffusers have it; r, 2r, .. with r = T // (n + 1), no call at time 0, as its
+                 DPM-Solver, UniPC and DEIS classes have it, and so a plan of theirs
     trailing     model times T - 1, T - 1 - T/n, ..; arXiv:2305.08891, table 2
     ays_sd, ays_sdxl, ays_svd
                  ten levels that were optimised for Stable Diffusion 1.5, SDXL and Stable Video
@@ -57,6 +59,10 @@ def _leading(train_steps: int, n: int) -> Floats:
     return (np.arange(n) * (train_steps // n))[::-1].astype(np.float64)
 
 
+def _leading_above_zero(train_steps: int, n: int) -> Floats:
+    return (np.arange(1, n + 1) * (train_steps // (n + 1)))[::-1].astype(np.float64)
+
+
 def _trailing(train_steps: int, n: int) -> Floats:
     return np.asarray(train_steps - 1 - np.arange(n) * (train_steps / n), dtype=np.float64)
 
@@ -92,8 +98,8 @@ def ays(spacing: str, n: int) -> Floats:
     return np.asarray(sigmas[:-1])
 
 
-def levels(noise: NoiseSchedule, spacing: str, n: int) -> Floats:
-    """n descending noise levels of a named spacing, (n,)."""
+def levels(noise: NoiseSchedule, spacing: str, n: int, *, at_zero: bool = True) -> Floats:
+    """n descending noise levels of a named spacing, (n,).  at_zero: leading has a call at t = 0."""
     if spacing not in SPACINGS:
         raise ValueError(
             f"spacing must be one of {', '.join(SPACINGS)}, or an array of sigmas (float) or "
@@ -108,15 +114,18 @@ def levels(noise: NoiseSchedule, spacing: str, n: int) -> Floats:
         else:  # sigma is the time: all three are one ramp that stops short of 0
             sigmas = np.linspace(high, 0, n + 1)[:-1]
         return np.asarray(noise.shift * sigmas / (1 + (noise.shift - 1) * sigmas))
-    if n > noise.train_steps and spacing in BY_TIME:
+    above = spacing == "leading" and not at_zero
+    if n > noise.train_steps - above and spacing in BY_TIME:
+        less = " less 1, for this solver has no call at time 0," if above else ""
         raise ValueError(
-            f"steps must be at most the {noise.train_steps} training steps for spacing "
+            f"steps must be at most the {noise.train_steps} training steps{less} for spacing "
             f"{spacing!r}; got {n}. Try spacing='karras'"
         )
     if spacing in BY_LEVEL:
         ratios = noise.ratios
         return _between(spacing, float(ratios[0]), float(ratios[-1]), n)
-    return noise.ratio_at(BY_TIME[spacing](noise.train_steps, n))
+    times = _leading_above_zero if above else BY_TIME[spacing]
+    return noise.ratio_at(times(noise.train_steps, n))
 
 
 def _optimised(noise: NoiseSchedule, spacing: str, n: int) -> Floats:
