@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff import k_diffusion
-from fastdiff.k_diffusion import loop
+from fastdiff import k_diffusion, rings
 from fastdiff.k_diffusion.rows import as_there
 from fastdiff.ops.affine_step import affine_step_out
 from fastdiff.registry import SOLVERS, find
@@ -219,7 +218,7 @@ def test_one_kernel_a_step_and_no_wait_between_two_calls(name, place, monkeypatc
         with torch._C._AutoDispatchBelowAutograd():
             affine_step_out(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "affine_step_out", below_autograd)
+    monkeypatch.setattr(rings, "affine_step_out", below_autograd)
     options = {"s_churn": 4.0} if name == "euler" else {}
     with FakeDevice() as device:
         x = torch.randn(1, 4, 8, 8, device=device.name)
