@@ -31,6 +31,12 @@ def levels_for(scheduler: Any, spacing: str, steps: int) -> list[float]:
     Raises ValueError where the table is not for this model.
     """
     config = scheduler.config
+    if spacing not in AYS or not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"spacing of {type(scheduler).__name__} must be None"
+            + (f" or one of {', '.join(AYS)}" if hasattr(scheduler, "alphas_cumprod") else "")
+            + f"; got {spacing!r}. Others are options of its config"
+        )
     if config.get("use_flow_sigmas"):
         raise ValueError(
             f"spacing must be none of {', '.join(AYS)} with use_flow_sigmas=True, for they were "

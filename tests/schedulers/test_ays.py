@@ -17,6 +17,7 @@ from fastdiff.schedules import NoiseSchedule, levels
 from fastdiff.schedules.spacing import AYS, ays
 
 from .loops import answer, latents, same, scaled, seeded
+from .pipelines import inputs, networks, pipeline
 
 THEIRS = {
     "ays_sd": AysSchedules["StableDiffusionSigmas"],
@@ -151,6 +152,41 @@ def test_custom_levels_and_copies():
         fastdiff.sampler("euler", spacing="ays_sd").set_timesteps(2.5)
 
 
+def named(name, spacing):
+    s = fastdiff.sampler(name)
+    s.spacing = spacing
+    return s
+
+
+def test_a_pipeline_runs_on_them():
+    """Its set_timesteps is called with a number of steps and a device."""
+    parts, pictures = networks(), []
+    for call in ({"steps": 10}, {"steps": None, "sigmas": THEIRS["ays_sd"]}):
+        source = diffusers.PNDMScheduler(**betas(""), steps_offset=1)
+        spacing = "ays_sd" if call["steps"] else None
+        s = fastdiff.sampler("dpmpp_2m", spacing=spacing, **source.config)
+        pictures.append(pipeline(s, parts=parts)(**inputs("txt2img", **call)).images)
+        assert len(s.timesteps) == 10
+    assert np.array_equal(*pictures)
+
+
+def test_an_accelerated_scheduler_takes_them_and_gives_the_attribute_back():
+    s = fastdiff.accelerate(diffusers.UniPCMultistepScheduler(**betas("")))
+    s.spacing = "ays_sdxl"
+    s.set_timesteps(10)
+    torch.testing.assert_close(s.sigmas, torch.tensor(THEIRS["ays_sdxl"]))
+    fastdiff.restore(s)
+    assert "spacing" not in s.__dict__
+    s.set_timesteps(10)
+    assert s.sigmas[1] != THEIRS["ays_sdxl"][1]
+
+
+def test_the_sigmas_of_a_model_of_videos():
+    trained = torch.from_numpy(np.geomspace(0.002, 700.0, 1000))
+    got = k_diffusion.get_sigmas("ays_svd", 10, trained)
+    torch.testing.assert_close(got, torch.tensor(THEIRS["ays_svd"]))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -186,6 +222,14 @@ def test_custom_levels_and_copies():
         (
             lambda: fastdiff.sampler("dpmpp_2m", spacing="ays_svd"),
             "spacing 'ays_svd' begins at sigma = 700",
+        ),
+        (
+            lambda: named("dpmpp_2m", "karras").set_timesteps(5),
+            "spacing of DPMSolverMultistepScheduler must be None or one of ays_sd, .*'karras'. Oth",
+        ),
+        (
+            lambda: named("flow_euler", "ays_sd").set_timesteps(5),
+            "spacing of FlowMatchEulerDiscreteScheduler must be None; got 'ays_sd'",
         ),
         (
             lambda: fastdiff.sampler("dpmpp_2m", spacing="ays_sd", use_karras_sigmas=True),
