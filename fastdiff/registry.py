@@ -39,6 +39,7 @@ class Solver:
     state        "vp": alpha^2 + sigma^2 = 1; "ve": x / alpha, as the diffusers class works
     faithful     parameters that reproduce what diffusers computes (see schedulers/quirks.py)
     scheduler    class of diffusers that it replaces, and that class's config for this name
+    classes      further classes of diffusers whose steps are these rows
     aliases      names elsewhere: ComfyUI and k-diffusion, A1111, or plain usage
     """
 
@@ -55,6 +56,7 @@ class Solver:
     options: Mapping[str, Any] = field(default_factory=dict)
     faithful: Mapping[str, Any] = field(default_factory=dict)
     scheduler: tuple[str, Mapping[str, Any]] = ("", {})
+    classes: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
 
     @property

@@ -9,6 +9,7 @@ import pytest
 
 import fastdiff
 from fastdiff.registry import A1111, COMFYUI, SOLVERS, find, near
+from fastdiff.schedulers import CLASSES
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda row: row.name)
@@ -128,11 +129,11 @@ def test_no_guess_where_nothing_is_near(wrong):
 
 def test_every_class_is_that_of_a_row():
     """So that `fastdiff samplers`, fastdiff.plan and fastdiff.sampler know it."""
-    named = {row.scheduler[0] for row in SOLVERS.values()}
+    named = {name for row in SOLVERS.values() for name in (row.scheduler[0], *row.classes)}
     public = {name for name in fastdiff.__all__ if name.endswith("Scheduler")}
     assert public - named == {"TableScheduler"}  # which runs a plan, whatever made it
     assert named <= public
-    assert {cls.__name__ for cls in fastdiff.schedulers.CLASSES} == named
+    assert {cls.__name__ for cls in CLASSES} == named
 
 
 # fastdiff.sampler: a scheduler by its name in that list

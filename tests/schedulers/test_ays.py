@@ -11,7 +11,8 @@ from diffusers.schedulers import AysSchedules
 
 import fastdiff
 from fastdiff import k_diffusion
-from fastdiff.registry import SOLVERS
+from fastdiff.registry import SOLVERS, find
+from fastdiff.schedulers import CLASSES
 from fastdiff.schedulers.spaced import fits
 from fastdiff.schedules import NoiseSchedule, levels
 from fastdiff.schedules.spacing import AYS, ays
@@ -105,7 +106,7 @@ def betas(cls):
     return given | ({"clip_sample": False} if cls in ("DDIMScheduler", "DDPMScheduler") else {})
 
 
-SOLVERS_OF = {name: fastdiff.registry.find(name).scheduler for name in NAMED}
+SOLVERS_OF = {name: find(name).scheduler for name in NAMED}
 
 
 def test_ddim_goes_through_the_published_times_in_exact_numerics():
@@ -243,7 +244,7 @@ def test_where_it_makes_no_sense_it_is_refused_in_words(call, message):
 
 
 def test_every_class_with_betas_that_is_no_consistency_model_takes_them():
-    for cls in fastdiff.schedulers.CLASSES:
+    for cls in CLASSES:
         options = set(cls._get_init_keys(cls))
         wanted = "beta_start" in options and cls.__name__ not in ("LCMScheduler", "TCDScheduler")
         assert fits(cls.__name__, options) == wanted
