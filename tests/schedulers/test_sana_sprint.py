@@ -3,11 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderDC, SanaSprintPipeline, SanaTransformer2DModel
+from diffusers import (
+    AutoencoderDC,
+    SanaSprintImg2ImgPipeline,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+)
 
 import fastdiff
 
 from .classes import counted, ours, stock
+from .pipelines import picture
 
 SCM, SIDE, TOKENS, WIDTH = "SCMScheduler", 32, 5, 8
 CALLS = [
@@ -56,8 +62,8 @@ def parts():
     return {"transformer": transformer.eval(), "vae": vae.eval()}
 
 
-def pipeline(scheduler, parts):
-    pipe = SanaSprintPipeline(scheduler=scheduler, text_encoder=None, tokenizer=None, **parts)
+def pipeline(scheduler, parts, cls=SanaSprintPipeline):
+    pipe = cls(scheduler=scheduler, text_encoder=None, tokenizer=None, **parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -84,6 +90,18 @@ def test_the_pictures_are_those_of_diffusers(parts, call):
     assert b.std() > 0.02  # there is something to see
     assert np.abs(a - b).max() < 2e-5
     assert counted(mine) == (call["num_inference_steps"], {}, 0)
+
+
+@pytest.mark.parametrize(("steps", "strength", "calls"), [(4, 0.5, 2), (5, 0.8, 4)])
+def test_from_an_image_as_in_diffusers(parts, steps, strength, calls):
+    mine, theirs = ours(SCM)(), stock(SCM)()
+    given = {"num_inference_steps": steps, "intermediate_timesteps": None, "strength": strength}
+    a, b = (
+        pictures(pipeline(s, parts, SanaSprintImg2ImgPipeline), image=picture(1, SIDE), **given)
+        for s in (mine, theirs)
+    )
+    assert np.abs(a - b).max() < 2e-5
+    assert counted(mine) == (calls, {}, 0)
 
 
 def test_custom_timesteps_run_where_diffusers_class_lacks_a_default(parts):
