@@ -1,11 +1,14 @@
-"""SCMScheduler: what set_timesteps and step take, and what they say of the rest."""
+"""SCMScheduler: what set_timesteps and step take and say; 16 bits, transforms, threads."""
+
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from .classes import ours
-from .test_scm import ANGLES, OWN, SCM, TWO, X, run
+from .classes import ours, stock
+from .loops import same
+from .test_scm import ANGLES, OWN, SCM, TWO, X, recursion, run
 
 
 @pytest.mark.parametrize("wrong", [None, np.zeros(3), [1.0]], ids=type)
@@ -79,3 +82,55 @@ def test_custom_timesteps_and_sigmas():
         noise = (x - t.cos() * 0.3) / t.sin()
         x = s.step(t.cos() * noise - t.sin() * 0.3, t, x).prev_sample
     assert (x - 0.3).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_low_precision_loses_no_more_than_in_diffusers(dtype):
+    """As test_precision.py's: over steps and draws of noise, against the float64 recursion."""
+    lost = []
+    for cls in (ours(SCM), stock(SCM)):
+        squares = []
+        for kind in ("one", "list", "global"):
+            exact = recursion(cls(), OWN, kind=kind)
+            for a, b in zip(run(cls(), dtype=dtype, kind=kind)[0], exact, strict=True):
+                squares.append((a.double() - b).square().mean() / b.square().mean())
+        lost.append(float(torch.stack(squares).mean().sqrt()))
+    assert lost[0] <= 1.5 * lost[1]
+    assert lost[1] < 20 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("numerics", ["faithful", "exact"])
+def test_transforms_and_meta_tensors_leave_nothing_behind(numerics):
+    def first(s):
+        def step(x):
+            s.set_timesteps(2)
+            g = torch.Generator().manual_seed(0)
+            return s.step(torch.tanh(x), s.timesteps[0], x, generator=g)[0]
+
+        return step
+
+    mine, theirs = ours(SCM)(sigma_data=0.51), stock(SCM)(sigma_data=0.51)
+    mine.numerics = numerics
+    steps = first(mine), first(theirs)
+    same(*(torch.func.grad(lambda x, step=step: step(x).square().sum())(X) for step in steps))
+    mine.set_timesteps(2)
+    x = torch.empty(X.shape, device="meta")
+    assert mine.step(x, mine.timesteps[0], x)[0].shape == X.shape
+    same(first(mine)(X), first(theirs)(X))
+
+
+def test_two_threads_share_the_rows_of_one_schedule():
+    results, start = [None, None], threading.Barrier(2)
+
+    def work(j):
+        start.wait()
+        results[j] = run(ours(SCM)(sigma_data=0.52))[0]
+
+    threads = [threading.Thread(target=work, args=(j,)) for j in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone = run(ours(SCM)(sigma_data=0.52))[0]
+    for found in results:
+        assert all(torch.equal(a, b) for a, b in zip(found, alone, strict=True))
