@@ -83,7 +83,9 @@ AYS: dict[str, tuple[float, ...]] = {  # the last number is where a run of ten s
     "ays_sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
     "ays_svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
 }
-BEYOND = 1.001  # of the noisiest trained level: the tables are rounded to three decimals
+# A table begins at the noisiest trained level (rounded to three decimals), or is for another model:
+# one that was trained far beyond it starts from more noise.
+BEYOND, BELOW = 1.001, 1.1
 SPACINGS = (*BY_LEVEL, *BY_TIME, *AYS)
 
 
@@ -136,7 +138,7 @@ def _optimised(noise: NoiseSchedule, spacing: str, n: int) -> Floats:
             f"models that are none; got {spacing!r}. Try spacing='karras'"
         )
     top, trained = AYS[spacing][0], float(noise.ratios[-1])
-    if top > BEYOND * trained:
+    if not trained / BELOW <= top <= BEYOND * trained:
         raise ValueError(
             f"spacing {spacing!r} begins at sigma = {top:g}, but this noise schedule was trained "
             f"up to {trained:.4g}; it is for another model. ays_sd and ays_sdxl go with "

@@ -203,6 +203,16 @@ def test_the_sigmas_of_a_model_of_videos():
             r"spacing must be none of ays_sd, .* got 'ays_sdxl'",
         ),
         (
+            lambda: fastdiff.plan(
+                "euler", steps=5, spacing="ays_sd", noise=NoiseSchedule.vp("linear")
+            ),
+            r"spacing 'ays_sd' begins at sigma = 14\.615, .* trained up to 157\.4",
+        ),
+        (
+            lambda: fastdiff.sampler("ddim", spacing="ays_sd", rescale_betas_zero_snr=True),
+            r"spacing 'ays_sd' begins at sigma = 14\.615, .* trained up to ",
+        ),
+        (
             lambda: fastdiff.sampler("flow_euler", spacing="ays_sd"),
             "spacing of 'flow_euler' must be one of karras, exponential, beta; got 'ays_sd'",
         ),
