@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,7 +208,8 @@ def plan(
     steps        calls of the network for a whole run, N; a solver with two calls a step goes over
                  M = N // 2 + 1 levels
     noise        model family: a beta schedule's name, "flow", or a NoiseSchedule
-    spacing      a name, sigmas (float, N or N + 1 of them, descending), or timesteps (int, N); of a
+    spacing      a name (schedules/spacing.py; leading is that of the solver's class in diffusers),
+                 sigmas (float, N or N + 1 of them, descending), or timesteps (int, N); of a
                  solver with two calls a step M takes the place of N
     prediction   what the network returns: epsilon, sample, v_prediction, flow_prediction
     guidance     None, or the g of u + g (c - u): a number, (N,) per step, (1 or N, B) per sample
@@ -235,13 +236,15 @@ def plan(
             "flow_prediction goes with noise='flow', the others with a beta schedule"
         )
     if chosen.points is None:
-        ratios = ratios_of(family, spacing, steps, final_sigma)
+        ratios = ratios_of(family, spacing, steps, final_sigma, chosen.at_zero)
         times = times_of(family, spacing, ratios)
     else:
         whole = ratios_of(family, spacing, steps // 2 + 1, final_sigma)
         ratios = chosen.points(whole, steps, **options)
         times = family.time_of(ratios[:-1])
     grid, scales = _grid(chosen, family, ratios)
+    if chosen.inner is not None:
+        grid = replace(grid, inner=chosen.inner(family, ratios, **options))
     if numerics == "faithful":
         times = np.round(times)
     g = _guidance(guidance, steps)

@@ -16,9 +16,10 @@ from fastdiff.solvers.ddim import ddim
 from fastdiff.solvers.ddpm import ddpm
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.euler import euler, euler_ancestral
-from fastdiff.solvers.heun import heun, repeated
+from fastdiff.solvers.heun import heun, repeated, straight
 from fastdiff.solvers.kdpm2 import kdpm2, middles
 from fastdiff.solvers.row import Floats, Row
+from fastdiff.solvers.tcd import inner, tcd
 from fastdiff.solvers.unipc import unipc
 
 
@@ -34,9 +35,11 @@ class Solver:
     noise        True if a run draws random numbers with the default options
     evaluations  calls of the network a step
     points       (levels, rows, **options) -> the rows' grid, where a step has two rows
+    inner        (family, levels, **options) -> Grid.inner, where rows go by the model's time
     state        "vp": alpha^2 + sigma^2 = 1; "ve": x / alpha, as the diffusers class works
     faithful     parameters that reproduce what diffusers computes (see schedulers/quirks.py)
     scheduler    class of diffusers that it replaces, and that class's config for this name
+    classes      further classes of diffusers whose steps are these rows
     aliases      names elsewhere: ComfyUI and k-diffusion, A1111, or plain usage
     """
 
@@ -47,12 +50,19 @@ class Solver:
     depths: tuple[int, ...] = ()
     evaluations: int = 1
     points: Callable[..., Floats] | None = None
+    inner: Callable[..., Floats] | None = None
     state: str = "vp"
     preset: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     faithful: Mapping[str, Any] = field(default_factory=dict)
     scheduler: tuple[str, Mapping[str, Any]] = ("", {})
+    classes: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+
+    @property
+    def at_zero(self) -> bool:
+        """Whether the spacing "leading" has a call at time 0, as in the class of diffusers."""
+        return self.scheduler[0] not in ABOVE_ZERO
 
     @property
     def comfyui(self) -> tuple[str, ...]:
@@ -93,6 +103,12 @@ A1111 = frozenset(
         *("DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a"),
         *("DPM++ 3M SDE", "Euler a", "Euler", "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast"),
         *("DPM adaptive", "Restart", "DDIM", "DDIM CFG++", "PLMS", "UniPC", "LCM"),
+    )
+)
+ABOVE_ZERO = frozenset(  # classes whose timestep_spacing="leading" has no call at time 0
+    (
+        *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "SASolverScheduler"),
+        *("UniPCMultistepScheduler", "DEISMultistepScheduler"),
     )
 )
 _DPM = "DPMSolverMultistepScheduler"
@@ -268,6 +284,25 @@ _ROWS = (
         scheduler=("LCMScheduler", {}),
         aliases=("LCM",),
     ),
+    Solver(
+        "tcd",
+        tcd,
+        1,
+        noise=True,
+        inner=inner,
+        options={"eta": 0.3},
+        scheduler=("TCDScheduler", {}),
+        aliases=("TCD",),
+    ),
+    # on a circle of angles, whose network predicts v: consistency sampling, as lcm
+    Solver(
+        "scm",
+        consistency,
+        1,
+        noise=True,
+        scheduler=("SCMScheduler", {}),
+        aliases=("SCM", "sCM", "trigflow"),
+    ),
     # Euler in sigma along the velocity of a flow is DDIM's row there
     Solver(
         "flow_euler",
@@ -276,6 +311,16 @@ _ROWS = (
         preset={"eta": 0.0},
         scheduler=("FlowMatchEulerDiscreteScheduler", {}),
         aliases=("FlowMatchEuler",),
+    ),
+    Solver(
+        "flow_heun",
+        straight,
+        2,
+        depths=(1, 1),
+        evaluations=2,
+        points=repeated,
+        scheduler=("FlowMatchHeunDiscreteScheduler", {}),
+        aliases=("FlowMatchHeun",),
     ),
     Solver(
         "flow_lcm",

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastdiff.ops.affine_step import affine_step, affine_step_out
+from fastdiff.ops.affine_step import affine_step
 from fastdiff.plan import Plan, on_device
+from fastdiff.rings import Rings
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Denoiser = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
@@ -54,15 +55,16 @@ def sample(
     else:
         x = start.to(wide) * float(plan.alpha[0]) + noise.to(wide) * float(plan.sigma[0])
     entry = (x * plan.c_in if plan.c_in != 1 else x).to(dtype)
-    ring = [torch.empty_like(x) for _ in range(plan.history)]
+    rings = Rings(plan, table, x, dtype)
+    ring = rings.kept
     for i, t in enumerate(times):
         out = denoise(entry, t)
         uncond, cond = _outputs(out, plan.guided, x)
         z = _draw(x, generator) if plan.draw[i] else None
-        row = table[i : i + 1]
         if torch.is_grad_enabled() and any(
             v is not None and v.requires_grad for v in (x, uncond, cond, *ring)
         ):
+            row = table[i : i + 1]
             x, _, kept = affine_step(
                 x, cond, row, uncond=uncond, history=ring, noise=z, keeps=plan.keeps
             )
@@ -72,19 +74,7 @@ def sample(
                     ring[int(slot)] = vector
             entry = (x * row[0, :1, -1 - plan.keeps].reshape(())).to(dtype)
         else:
-            x_next, entry = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
-            affine_step_out(
-                x,
-                cond,
-                row,
-                x_next=x_next,
-                model_input=entry,
-                uncond=uncond,
-                history=ring,
-                noise=z,
-                keeps=plan.keeps,
-            )
-            x = x_next
+            x, entry = rings.step(i, x, cond, uncond, z)
         if callback is not None:
             callback(i, t, x)
     return x
@@ -100,21 +90,12 @@ def _check(
     callback: object,
 ) -> None:
     """Refuse what would fail, or quietly do something else, further down."""
-    if not callable(denoise):
-        raise TypeError(
-            f"denoise must be a function denoise(x, t), the network; got {type(denoise).__name__}"
-        )
+    check_function("denoise", denoise, "denoise(x, t), the network")
     if not isinstance(plan, Plan):
         raise TypeError(
             f"plan must be a fastdiff.Plan; got {type(plan).__name__}. Make one with fastdiff.plan"
         )
-    if not isinstance(noise, Tensor):
-        raise TypeError(f"noise must be a tensor (B, *shape); got {type(noise).__name__}")
-    if noise.dtype not in FLOATS or noise.ndim < 1:
-        raise ValueError(
-            "noise must be a float tensor (B, *shape) of 16 bits or more; got "
-            f"{noise.dtype} {tuple(noise.shape)}"
-        )
+    noise = check_batch("noise", noise)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, such as torch.float16; got {dtype!r}")
     if dtype is not None and dtype not in FLOATS:
@@ -156,6 +137,24 @@ def _check(
         raise TypeError(
             f"callback must be a function callback(i, t, x); got {type(callback).__name__}"
         )
+
+
+def check_function(name: str, value: object, call: str) -> None:
+    """Raise unless a caller's network is a function."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function {call}; got {type(value).__name__}")
+
+
+def check_batch(name: str, value: object) -> Tensor:
+    """A caller's (B, *shape) tensor of floats, or an error that names it."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor (B, *shape); got {type(value).__name__}")
+    if value.dtype not in FLOATS or value.ndim < 1:
+        raise ValueError(
+            f"{name} must be a float tensor (B, *shape) of 16 bits or more; got "
+            f"{value.dtype} {tuple(value.shape)}"
+        )
+    return value
 
 
 def _outputs(out: object, guided: bool, x: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -35,6 +35,13 @@ PLANS = {  # file -> arguments of fastdiff.plan
         "spacing": [1.0, 0.8, 0.5, 0.2],
         "prediction": "flow_prediction",
     },
+    "flow-heun": {
+        "solver": "flow_heun",
+        "steps": 5,
+        "noise": NoiseSchedule.flow(3.0),
+        "spacing": "linspace",
+        "prediction": "flow_prediction",
+    },
     "heun": {"solver": "heun", "steps": 5, "prediction": "v_prediction"},
     "ipndm-flow": {
         "solver": "ipndm",
@@ -45,6 +52,13 @@ PLANS = {  # file -> arguments of fastdiff.plan
     },
     "kdpm2-a": {"solver": "kdpm2_a", "steps": 6, "eta": 0.7, "begin": 2},
     "lms": {"solver": "lms", "steps": 6, "spacing": "trailing"},
+    "scm": {
+        "solver": "scm",
+        "steps": 2,
+        "spacing": [1000.0, 3.6],
+        "prediction": "v_prediction",
+    },
+    "tcd": {"solver": "tcd", "steps": 4, "spacing": "trailing", "eta": 0.4},
     "unipc-2": {"solver": "unipc_2", "steps": 6},
     "unipc-3-bh1": {
         "solver": "unipc_3",

@@ -5,6 +5,7 @@ record and its resumption, the pages that are made of it.
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,16 +21,18 @@ from fastdiff.accuracy.contestants import (
     OTHERS_LEFT_OUT,
     OURS,
     THEIRS,
+    VARIANTS,
     Contestant,
     contestants,
     others,
     without_peer,
 )
-from fastdiff.accuracy.page import LAST_STEP, page, sentence
+from fastdiff.accuracy.page import AHEAD, LAST_STEP, page, sentence
 from fastdiff.accuracy.picture import svg
 from fastdiff.accuracy.problem import FAMILIES, MIXTURES, Problem
 from fastdiff.accuracy.ranking import ranked, score
 from fastdiff.accuracy.runs import OutOfReach, measure
+from fastdiff.accuracy.runs import _longest as longest
 from fastdiff.cli import UserError
 from fastdiff.cli.bench import accuracy
 from fastdiff.registry import SOLVERS
@@ -117,13 +120,56 @@ def test_exact_samples_have_the_floor_and_a_shift_is_seen():
     assert all(0 < value < 3 / np.sqrt(512) for value in floor.values())
 
 
-@pytest.mark.parametrize("solver", ["ddim", "euler", "dpmpp_2m"])
+@pytest.mark.parametrize("case", AHEAD)
+def test_why_diffusers_has_another_number(case):
+    """As the page says it: each step from our number to theirs, and none is left."""
+    solver, spacing, calls = case
+    ours, steps, theirs = AHEAD[case]
+    problem = Problem("vp")
+    (who,) = [w for w in EVERYONE if w.key == ("vp", solver, THEIRS, spacing)]
+    given, plans = {}, [fastdiff.plan(solver, steps=calls, spacing=spacing)]
+    for what in steps:
+        if "model times" in what:
+            plans.append(replace(plans[-1], timesteps=longest(who, calls).timesteps.numpy()))
+        else:
+            given |= dict([what.removeprefix("and ").strip("`").replace('"', "").split("=")])
+            plans.append(fastdiff.plan(solver, steps=calls, spacing=spacing, **given))
+    found = []
+    for plan in plans:
+        x = fastdiff.sample(problem.network([]), problem.start(False), plan)
+        found.append(score(problem.errors(x, False)))
+    found.append(score(measure(problem, who, calls)["errors"]))
+    assert found == pytest.approx([ours, *steps.values(), theirs], rel=1e-3)
+    assert steps[list(steps)[-1]] == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_variant_is_a_solver_with_an_option_on_both_sides():
+    for one in VARIANTS:
+        assert set(one.options) <= set(SOLVERS[one.solver].options)
+        assert {**SOLVERS[one.solver].options, **one.options} != SOLVERS[one.solver].options
+        sides = {w.side for w in EVERYONE if w.solver == one.name}
+        assert sides == {OURS, THEIRS}
+    variants = [w for w in EVERYONE if w.row]
+    assert len(variants) < len(EVERYONE) / 8  # of the time that all take
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        "ddim",
+        "euler",
+        "dpmpp_2m",
+        "ddim(eta=1.0)",
+        "euler(s_churn=2.0)",
+        "dpmpp_2m(solver_type=heun)",
+    ],
+)
 def test_both_sides_do_the_same_work(solver):
     """Ten trailing steps are at whole times, which nobody rounds: the same errors, but for
     diffusers' levels in float32, 6e-8, whose effect ten steps may multiply a thousandfold.
     """
     sides = {w.side: w for w in EVERYONE if w.key[:2] == ("vp", solver) and w.spacing == "trailing"}
-    problem = Problem("vp", points=32)
+    problem = Problem("vp", points=32, samples=64)
     here, there = (measure(problem, sides[side], 10) for side in (OURS, THEIRS))
     assert here["calls"] == there["calls"] == 10
     assert here["errors"] == pytest.approx(there["errors"], rel=1e-4)
@@ -157,7 +203,7 @@ def test_every_solver_takes_part_or_says_why(solver, family):
 def test_exclusions_are_of_solvers_that_exist_and_each_solver_runs_somewhere():
     assert {solver for solver, _ in EXCLUDED} <= set(SOLVERS)
     nowhere = {s for s in SOLVERS if all((s, family) in EXCLUDED for family in FAMILIES)}
-    assert nowhere == {"lcm", "flow_lcm"}  # the reason is that of a consistency model
+    assert nowhere == {"lcm", "flow_lcm", "tcd", "scm"}  # the reason is that of a consistency model
 
 
 def test_diffusers_other_classes_run_unless_the_registry_has_them():

@@ -39,8 +39,9 @@ ARROWS = {
     "registry": {"solvers", "schedules", "predictions"},
     "plan": MATHEMATICS,
     "plan_file": MATHEMATICS,
-    "sampling": MATHEMATICS | KERNELS,
-    "k_diffusion": MATHEMATICS | KERNELS | {"sampling"},
+    "rings": MATHEMATICS | KERNELS,
+    "sampling": MATHEMATICS | KERNELS | {"rings"},
+    "k_diffusion": MATHEMATICS | KERNELS | {"sampling", "rings"},
     "accuracy": MATHEMATICS | KERNELS | {"sampling", "__version__"},
     "schedulers": MATHEMATICS | KERNELS,
     "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
@@ -187,6 +188,7 @@ PROMISE = {
     "LMSDiscreteScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load
+    "SCMScheduler": None,
     "TCDScheduler": None,
     "TableScheduler": "table=None",
     "UniPCMultistepScheduler": None,

@@ -72,6 +72,8 @@ MEASURED = [  # order in the last interval, as known for these methods
     ("heun", {}, 2.01),
     ("kdpm2", {}, 1.95),
     ("kdpm2_a", {"eta": 0.0}, 1.95),
+    ("flow_heun", {}, 2.01),
+    ("tcd", {"eta": 0.0}, 0.95),
     ("dpmpp_1", OPEN, 0.95),
     ("dpmsolver_1", OPEN, 0.95),
     ("dpmpp_2m", OPEN, 1.99),

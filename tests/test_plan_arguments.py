@@ -95,6 +95,7 @@ GOOD = {"solver": "dpmpp_2m", "steps": 5}
             "(at most 1 for flow)",
         ),
         ({"spacing": "leading", "steps": 1001}, "steps must be at most the 1000 training steps"),
+        ({"spacing": "trailing", "steps": 1001}, "steps must be at most the 1000 training steps"),
         ({"final_sigma": ["zero"]}, "final_sigma must be zero or sigma_min; got ['zero']"),
         (
             {"prediction": ["epsilon"]},

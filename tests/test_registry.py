@@ -9,6 +9,7 @@ import pytest
 
 import fastdiff
 from fastdiff.registry import A1111, COMFYUI, SOLVERS, find, near
+from fastdiff.schedulers import CLASSES
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda row: row.name)
@@ -126,6 +127,15 @@ def test_no_guess_where_nothing_is_near(wrong):
         find(wrong)
 
 
+def test_every_class_is_that_of_a_row():
+    """So that `fastdiff samplers`, fastdiff.plan and fastdiff.sampler know it."""
+    named = {name for row in SOLVERS.values() for name in (row.scheduler[0], *row.classes)}
+    public = {name for name in fastdiff.__all__ if name.endswith("Scheduler")}
+    assert public - named == {"TableScheduler"}  # which runs a plan, whatever made it
+    assert named <= public
+    assert {cls.__name__ for cls in CLASSES} == named
+
+
 # fastdiff.sampler: a scheduler by its name in that list
 
 
@@ -134,7 +144,7 @@ def test_a_sampler_is_the_class_and_config_of_its_row(solver):
     name, config = solver.scheduler
     flow = name.startswith("FlowMatch")
     given = {"shift": 3.0} if flow else {"beta_end": 0.013}
-    if name == "IPNDMScheduler":  # levels of its own
+    if name in ("IPNDMScheduler", "SCMScheduler"):  # levels of their own
         given, flow = {}, True
     made = fastdiff.sampler(solver.name, **given)
     assert type(made) is getattr(fastdiff, name)

@@ -1,5 +1,8 @@
 """Spacings against diffusers where the names mean the same, and against their definitions."""
 
+import inspect
+
+import diffusers
 import numpy as np
 import pytest
 from diffusers import (
@@ -9,8 +12,10 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
+import fastdiff
+from fastdiff.registry import SOLVERS
 from fastdiff.schedules import SPACINGS, NoiseSchedule, levels
-from fastdiff.schedules.spacing import BY_LEVEL, BY_TIME
+from fastdiff.schedules.spacing import AYS, BY_LEVEL, BY_TIME
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 FAMILY = NoiseSchedule.vp("scaled_linear")
@@ -80,6 +85,29 @@ def test_time_spacings_are_those_of_ddim(spacing, n):
     np.testing.assert_allclose(ours, scheduler.timesteps, atol=1e-8)
 
 
+@pytest.mark.parametrize("n", [1, 7, 30])
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda row: row.name)
+def test_leading_of_a_plan_is_that_of_the_class_of_its_solver(solver, n):
+    """With 0 among the times, T // n apart, or above it, T // (n + 1) apart."""
+    name, config = solver.scheduler
+    known = inspect.signature(getattr(diffusers, name)).parameters
+    if "timestep_spacing" not in known or solver.name in ("lcm", "tcd") or "PNDM" in name:
+        return  # which has no such times, or those of a distillation, or some of them twice
+    if "KDPM2" in name and n != 7:
+        return  # diffusers needs a second for its model times
+    scheduler = getattr(diffusers, name)(**SD, timestep_spacing="leading", **config)
+    scheduler.set_timesteps(n)
+    steps = n if solver.points is None else 2 * n - 1
+    plan = fastdiff.plan(solver.name, steps=steps, spacing="leading")
+    whole = [plan.timesteps[0], *plan.timesteps[1 :: solver.evaluations]]
+    theirs = scheduler.timesteps.double().numpy()
+    theirs = [theirs[0], *theirs[1 :: scheduler.order]]
+    if solver.points is None or "kdpm2" not in solver.name:  # whose second call is in the middle
+        np.testing.assert_allclose(whole, theirs, atol=1e-8)
+    else:
+        np.testing.assert_allclose(plan.timesteps[::2], scheduler.timesteps[::2], atol=1e-3)
+
+
 def test_flow_is_the_flow_grid_of_dpm_solver():
     for shift in (1.0, 3.0):
         scheduler = DPMSolverMultistepScheduler(
@@ -100,7 +128,7 @@ def test_flow_shift_is_that_of_flow_match():
 
 
 @pytest.mark.parametrize("family", [FAMILY, NoiseSchedule.flow(), NoiseSchedule.flow(3.0)])
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", [*BY_LEVEL, *BY_TIME])
 @pytest.mark.parametrize("n", [1, 2, 3, 20, 1000])
 def test_levels_descend_from_what_the_model_was_trained_on(family, spacing, n):
     sigmas = levels(family, spacing, n)
@@ -143,4 +171,4 @@ def test_errors():
         levels(FAMILY, "cosine", 5)
     with pytest.raises(ValueError, match=r"steps must be at most the 1000 .* got 1001"):
         levels(FAMILY, "leading", 1001)
-    assert set(SPACINGS) == {*BY_LEVEL, *BY_TIME}
+    assert set(SPACINGS) == {*BY_LEVEL, *BY_TIME, *AYS}

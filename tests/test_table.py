@@ -47,6 +47,8 @@ def parts(solver, prediction="epsilon", begin=0, **options):
     if chosen.state == "ve":
         alpha, sigma, scale = np.ones(STEPS + 1), ratios, alpha
     grid = Grid(alpha, sigma)
+    if chosen.inner is not None:
+        grid = Grid(alpha, sigma, chosen.inner(family, ratios, **chosen.options))
     known = {**chosen.preset, **chosen.options}
     if "lower_order_final" in known:
         known["lower_order_final"] = False

@@ -30,7 +30,8 @@ from fastdiff.accelerate import (
 from fastdiff.schedulers import CLASSES
 from fastdiff.schedulers.quirks import CHECKED
 
-OURS = ("_fused", "_by_stride", "_warned", "numerics", "strict")  # attributes that we may leave
+# attributes that we may leave
+OURS = ("_fused", "_by_stride", "_warned", "numerics", "spacing", "strict")
 
 MODULES_CHECKED = ">=0.42,<0.43"  # versions of diffusers whose forward the modules were made from
 NETWORKS: tuple[type, ...] = (

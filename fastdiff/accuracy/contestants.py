@@ -7,13 +7,29 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
 
 from fastdiff.registry import SOLVERS
 
 OURS, THEIRS = "fastdiff", "diffusers"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A solver with options.  step: diffusers has them in step, not in the config."""
+
+    solver: str
+    options: Mapping[str, Any]
+    step: bool = False
+    noise: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.solver}({', '.join(f'{k}={v}' for k, v in self.options.items())})"
+
+
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 # what a spacing's name is in a config of diffusers
 _FLAGS: dict[str, dict[str, Any]] = {
@@ -32,6 +48,7 @@ SPACINGS: dict[str, tuple[str, ...]] = {
 LEFT_OUT = {  # of fastdiff's spacings
     "lu": "is exponential under another name",
     "leading, trailing of a flow": "are linspace there: its time is its noise level",
+    "ays_sd, ays_sdxl, ays_svd": "were optimised for the networks of their models, not for these",
 }
 
 _CONSISTENCY = (
@@ -42,6 +59,11 @@ EXCLUDED: dict[tuple[str, str], str] = {  # (solver, family) -> why
     ("lcm", "vp"): _CONSISTENCY,
     ("lcm", "flow"): _CONSISTENCY,
     ("flow_lcm", "flow"): _CONSISTENCY,
+    ("tcd", "vp"): _CONSISTENCY,
+    ("tcd", "flow"): _CONSISTENCY,
+    ("scm", "vp"): _CONSISTENCY,
+    ("scm", "flow"): _CONSISTENCY,
+    ("flow_heun", "vp"): "a flow's sampler",
     ("flow_lcm", "vp"): "a flow's sampler",
     ("flow_euler", "vp"): "a flow's sampler; its row is that of ddim",
     ("ddim", "flow"): "is flow_euler there, the same row",
@@ -60,9 +82,17 @@ OTHERS: dict[str, tuple[str, dict[str, Any], bool, str]] = {
     "sa_solver": ("SASolverScheduler", {}, True, ""),
     "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}, False, "flow"),
 }
+# options that make another method of a solver; with the spacings that are best at few calls
+VARIANTS: tuple[Variant, ...] = (
+    Variant("ddim", {"eta": 1.0}, step=True, noise=True),
+    Variant("euler", {"s_churn": 2.0}, step=True, noise=True),
+    Variant("dpmpp_2m", {"solver_type": "heun"}),
+    Variant("dpmpp_2m_sde", {"solver_type": "heun"}, noise=True),
+    Variant("unipc_2", {"solver_type": "bh1"}),
+    Variant("unipc_3", {"solver_type": "bh1"}),
+)
+VARIED = {"vp": ("karras", "exponential", "trailing"), "flow": ("linspace", "shift 3")}
 OTHERS_LEFT_OUT = {
-    "TCDScheduler": _CONSISTENCY,
-    "SCMScheduler": _CONSISTENCY,
     "IPNDMScheduler": "has levels of its own, not those of the model",
     "EDMEulerScheduler": "for networks with EDM's preconditioning",
     "EDMDPMSolverMultistepScheduler": "for networks with EDM's preconditioning",
@@ -73,7 +103,11 @@ OTHERS_LEFT_OUT = {
 
 @dataclass(frozen=True)
 class Contestant:
-    """One solver with one spacing on one side, for any number of calls."""
+    """One solver with one spacing on one side, for any number of calls.
+
+    row      the registry's name where `solver` names a variant of it, too
+    options  of the row on our side, of `step` on theirs
+    """
 
     family: str
     solver: str
@@ -82,6 +116,8 @@ class Contestant:
     noise: bool
     scheduler: str = ""  # diffusers' class
     config: Mapping[str, Any] = field(default_factory=dict)
+    row: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -96,9 +132,28 @@ def contestants(family: str) -> Iterator[Contestant]:
         for spacing in spacings(family):
             yield Contestant(family, solver.name, OURS, spacing, solver.noise)
         yield from _stock(family, solver.name, *solver.scheduler, solver.noise)
+    for one in VARIANTS:
+        yield from _varied(family, one)
     for name, (cls, config, noise, only) in others().items():
         if only in ("", family):
             yield from _stock(family, name, cls, config, noise)
+
+
+def _varied(family: str, one: Variant) -> Iterator[Contestant]:
+    """A solver with an option, on both sides."""
+    solver = SOLVERS[one.solver]
+    if (one.solver, family) in EXCLUDED:
+        return
+    for spacing in spacings(family):
+        if spacing in VARIED[family]:
+            yield Contestant(
+                *(family, one.name, OURS, spacing, one.noise), row=one.solver, options=one.options
+            )
+    cls, preset = solver.scheduler
+    config = preset if one.step else {**preset, **one.options}
+    for who in _stock(family, one.name, cls, config, one.noise):
+        if who.spacing in VARIED[family]:
+            yield replace(who, row=one.solver, options=one.options if one.step else {})
 
 
 def others() -> dict[str, tuple[str, dict[str, Any], bool, str]]:

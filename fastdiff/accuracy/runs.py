@@ -44,7 +44,12 @@ def plan_of(problem: Problem, who: Contestant, budget: int) -> Plan:
     if spacing == "shift 3":
         noise, spacing = NoiseSchedule.flow(shift=SHIFT), "linspace"
     return plan(
-        who.solver, steps=budget, noise=noise, spacing=spacing, prediction=problem.prediction
+        who.row or who.solver,
+        steps=budget,
+        noise=noise,
+        spacing=spacing,
+        prediction=problem.prediction,
+        **who.options,
     )
 
 
@@ -60,7 +65,7 @@ def theirs(problem: Problem, who: Contestant, budget: int, seen: list[float]) ->
     scheduler = _longest(who, budget)
     network, x = problem.network(seen), problem.start(who.noise)
     step = signature(scheduler.step).parameters
-    extra = {}
+    extra = dict(who.options)
     if "generator" in step:
         extra["generator"] = torch.Generator().manual_seed(problem.seed + 1)
     torch.manual_seed(problem.seed + 1)  # for classes that draw without a generator

@@ -1,14 +1,15 @@
-"""k-diffusion's interface for every solver of the registry: sample_<name>(model, x, sigmas, ..).
+"""k-diffusion's interface for the solvers of the registry: sample_<name>(model, x, sigmas, ..).
 
     x = x_0 + sigma n,    model(x, sigma (B,), **extra_args) -> the prediction of x_0 ("denoised")
 
     from fastdiff.k_diffusion import sample_dpmpp_2m_sde
     x = sample_dpmpp_2m_sde(model, noise * sigmas[0], sigmas, callback=show, eta=0.5)
 
-sample_<any name of the registry>, in lower case with underscores, is such a function; __all__ has
-them.  Each is a table made for alpha = 1 before the first call of the network, then one fused step
-a call; nothing is read from the device between two calls.  The state stays float32 (float64 for
-float64 x) whatever x is; model and callback get it in the dtype of x.
+sample_<any name of the registry>, in lower case with underscores, is such a function, but for tcd,
+which goes by the model's time; __all__ has them.  Each is a table made for alpha = 1 before the
+first call of the network, then one fused step a call; nothing is read from the device between two
+calls.  The state stays float32 (float64 for float64 x) whatever x is; model and callback get it in
+the dtype of x.
 
 As in k-diffusion, and not as fastdiff.plan has it: DPM-Solvers and DEIS lower no order towards the
 end (lower_order_final=False) and those of order 3 start with a second step that is exact for a
@@ -96,6 +97,11 @@ def function(solver: str | Solver) -> Sampler:
     Raises ValueError for a name that the registry has not, with those that are near.
     """
     solver = as_there(solver if isinstance(solver, Solver) else find(solver))
+    if solver.inner is not None:
+        raise ValueError(
+            f"{solver.name} goes by the model's time, of which this interface knows nothing; "
+            "fastdiff.plan and fastdiff.sampler do"
+        )
     # k-diffusion's churn takes no noise_sampler: its noise has no second level
     draws = "s_churn" not in solver.options and solver.draws != "never"
 
@@ -141,7 +147,8 @@ def function(solver: str | Solver) -> Sampler:
 
 def _names() -> list[str]:
     """Names of functions: of each solver its own, and those of ComfyUI and k-diffusion."""
-    return [PREFIX + n for s in SOLVERS.values() for n in dict.fromkeys((s.name, *s.comfyui))]
+    solvers = [s for s in SOLVERS.values() if s.inner is None]
+    return [PREFIX + n for s in solvers for n in dict.fromkeys((s.name, *s.comfyui))]
 
 
 def __getattr__(name: str) -> Sampler:
@@ -149,9 +156,9 @@ def __getattr__(name: str) -> Sampler:
         raise AttributeError(f"module 'fastdiff.k_diffusion' has no attribute {name!r}")
     try:
         solver = find(name.removeprefix(PREFIX))
+        made = globals().get(PREFIX + solver.name) or function(solver)
     except ValueError as error:
         raise AttributeError(str(error)) from None
-    made = globals().get(PREFIX + solver.name) or function(solver)
     globals()[PREFIX + solver.name] = globals()[name] = made
     return made
 

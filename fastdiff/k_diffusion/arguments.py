@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdiff.sampling import FLOATS
+from fastdiff.sampling import FLOATS, check_batch, check_function
 
 Floats = NDArray[np.float64]
 
@@ -23,17 +23,8 @@ def check(
     noise_sampler: object,
 ) -> None:
     """Refuse what would fail, or quietly do something else, further down."""
-    if not callable(model):
-        raise TypeError(
-            f"model must be a function model(x, sigma, **extra_args); got {type(model).__name__}"
-        )
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor (B, *shape); got {type(x).__name__}")
-    if x.dtype not in FLOATS or x.ndim < 1:
-        raise ValueError(
-            "x must be a float tensor (B, *shape) of 16 bits or more; got "
-            f"{x.dtype} {tuple(x.shape)}"
-        )
+    check_function("model", model, "model(x, sigma, **extra_args)")
+    check_batch("x", x)
     if extra_args is not None and not isinstance(extra_args, Mapping):
         raise TypeError(
             "extra_args must be a dict of arguments for the model, or None; got "

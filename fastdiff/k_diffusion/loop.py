@@ -11,8 +11,8 @@ from tqdm.auto import trange
 
 from fastdiff.k_diffusion.arguments import like
 from fastdiff.k_diffusion.rows import Run
-from fastdiff.ops.affine_step import affine_step_out
 from fastdiff.plan import on_device
+from fastdiff.rings import Rings
 
 Denoiser = Callable[..., Tensor]
 
@@ -38,7 +38,7 @@ def steps_of(
     if run.first is not None:
         state = state.add(torch.randn_like(x), alpha=run.first)
     entry = state.to(x.dtype)
-    ring = [torch.empty_like(state) for _ in range(plan.history)]
+    rings = Rings(plan, table, state, None if x.dtype == wide else x.dtype)
     for row in trange(plan.steps, disable=disable):
         i, half = divmod(row, run.calls)
         denoised = like("model must return denoised", model(entry, seen[row], **extra_args), x)
@@ -52,17 +52,5 @@ def steps_of(
             else:
                 made = noise_sampler(sigmas[i], sigmas[i + 1])
                 z = like("noise_sampler must return noise", made, x)
-        moved = torch.empty_like(state)
-        entry = moved if x.dtype == wide else torch.empty_like(moved, dtype=x.dtype)
-        affine_step_out(
-            state,
-            denoised,
-            table[row : row + 1],
-            x_next=moved,
-            model_input=None if entry is moved else entry,
-            history=ring,
-            noise=z,
-            keeps=plan.keeps,
-        )
-        state = moved
+        state, entry = rings.step(row, state, denoised, noise=z)
     return entry

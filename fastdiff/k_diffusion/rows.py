@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.plan import Plan, rows_of
-from fastdiff.registry import Solver
+from fastdiff.registry import SOLVERS, Solver
 from fastdiff.solvers.dpmpp import dpmpp
-from fastdiff.solvers.euler import euler
+from fastdiff.solvers.heun import heun
+from fastdiff.solvers.kdpm2 import kdpm2
 from fastdiff.solvers.row import Grid, Row
 
 Floats = NDArray[np.float64]
@@ -31,7 +35,9 @@ class Run:
 
 
 def as_there(solver: Solver) -> Solver:
-    """The solver with k-diffusion's rules where they are not those of fastdiff.plan."""
+    """The solver with k-diffusion's rules and options where they are not those of fastdiff.plan."""
+    if solver.row in (heun, kdpm2) and not solver.options:
+        return replace(solver, row=_without_churn(solver.row), options=SOLVERS["euler"].options)
     if solver.row is not dpmpp:
         return solver
     options = {**solver.options}
@@ -41,9 +47,30 @@ def as_there(solver: Solver) -> Solver:
     return replace(solver, options=options, preset={**solver.preset, **start})
 
 
+def _without_churn(row: Callable[..., Row]) -> Callable[..., Row]:
+    """The row of a whole step's calls; churn comes in between two steps."""
+
+    @functools.wraps(row)
+    def plain(
+        grid: Grid,
+        i: int,
+        k: int,
+        *,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = math.inf,
+        s_noise: float = 1.0,
+    ) -> Row:
+        if s_churn > 0:
+            raise ValueError(f"s_churn must be 0 within a step of two calls; got {s_churn:g}")
+        return row(grid, i, k)
+
+    return plain
+
+
 def make(solver: Solver, sigmas: Floats, flow: bool, options: dict[str, Any]) -> Run:
     """The rows from sigmas[0] to sigmas[-1], (N + 1,) levels; options: all that the row takes."""
-    if solver.row is euler and options["s_churn"] > 0:
+    if options.get("s_churn", 0.0) > 0:
         if flow:
             raise ValueError(
                 "s_churn must be 0 with flow=True, for churn adds noise without scaling the "
@@ -72,25 +99,42 @@ def _points(solver: Solver, sigmas: Floats, options: dict[str, Any]) -> Floats:
 def _churned(
     solver: Solver, sigmas: Floats, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float
 ) -> Run:
-    """Euler from sigma_hat = (1 + gamma) sigma on.
+    """Each step from sigma_hat = (1 + gamma) sigma on.
 
     The noise that leads to the next sigma_hat is part of the step before; that of the first call is
-    left.  Noise is drawn for every call, used or not, as in k-diffusion.
+    left.  Noise is drawn for every step, used or not, as in k-diffusion.
     """
     inside = (s_tmin <= sigmas) & (sigmas <= s_tmax)
     gamma = np.where(inside, min(s_churn / (len(sigmas) - 1), np.sqrt(2) - 1), 0.0)
     gamma[-1] = 0.0
     hats, weights = sigmas * (1 + gamma), s_noise * sigmas * np.sqrt(gamma * (2 + gamma))
-
-    def row(grid: Grid, i: int, k: int) -> Row:
-        move = euler(Grid(np.ones(2), np.array([hats[i], sigmas[i + 1]])), 0, 0)
-        return replace(move, next=replace(move.next, z=float(weights[i + 1])))
-
+    moves: list[Row] = []
+    points, ends = [hats[0]], []
+    for hat, sigma, next_hat, weight in zip(
+        hats[:-1], sigmas[1:], hats[1:], weights[1:], strict=True
+    ):
+        local = np.array([hat, sigma])
+        if solver.points is not None and sigma > 0:  # two calls, as if a step to 0 followed
+            local = solver.points(np.append(local, 0.0), 3)
+            points.append(local[1])
+        grid = Grid(np.ones_like(local), local)
+        moves += [solver.row(grid, j, j) for j in range(max(1, len(local) - 2))]
+        moves[-1] = replace(moves[-1], next=replace(moves[-1].next, z=float(weight)))
+        points.append(next_hat)
+        ends.append(len(moves) - 1)
     some = bool(gamma.any())
-    grid, ones = Grid(np.ones_like(hats), hats), np.ones_like(hats)
-    rows, draws = rows_of(replace(solver, row=row, noise=some), grid, "sample", ones, 0, {})
-    draws[-1] = False
-    return Run(_plan(solver, rows, grid, draws), float(weights[0]) if some else None)
+    whole = Grid(np.ones(len(points)), np.array(points))
+
+    def row(grid: Grid, i: int, k: int, **_: object) -> Row:
+        return moves[i]
+
+    each = replace(solver, row=row, noise=some, evaluations=1)
+    scales, noise = np.ones_like(whole.sigma), {"s_noise": s_noise}
+    rows, _ = rows_of(each, whole, "sample", scales, 0, noise)
+    draws = np.zeros(len(moves), dtype=bool)
+    draws[ends[:-1]] = some
+    first = float(weights[0]) if some else None
+    return Run(_plan(solver, rows, whole, draws), first, solver.evaluations)
 
 
 def _plan(solver: Solver, rows: Floats, grid: Grid, draws: NDArray[np.bool_]) -> Plan:

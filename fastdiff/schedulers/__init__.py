@@ -30,8 +30,11 @@ from fastdiff.schedulers.kdpm2 import (
 )
 from fastdiff.schedulers.lcm import LCMScheduler
 from fastdiff.schedulers.lms import LMSDiscreteScheduler
+from fastdiff.schedulers.scm import SCMScheduler
+from fastdiff.schedulers.spaced import fits, levels_for
 from fastdiff.schedulers.tcd import TCDScheduler
 from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
+from fastdiff.schedules.spacing import AYS
 
 CLASSES: tuple[type[SchedulerMixin], ...] = (
     DPMSolverMultistepScheduler,
@@ -51,6 +54,7 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     KDPM2AncestralDiscreteScheduler,
     LMSDiscreteScheduler,
     IPNDMScheduler,
+    SCMScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -70,7 +74,9 @@ _SPACING_CONFIG: dict[str, dict[str, Any]] = {
 def sampler(name: str, *, spacing: str | None = None, **config: Any) -> SchedulerMixin:
     """The configured drop-in scheduler for a sampler's name ("dpmpp_2m_sde", "Euler a", ..).
 
-    spacing  karras, exponential, beta, lu, linspace, leading, trailing; the class's default if None
+    spacing  karras, exponential, beta, lu, linspace, leading, trailing; ays_sd, ays_sdxl, ays_svd,
+             which the scheduler holds as its attribute `spacing`, for no config of diffusers names
+             them; the class's default if None
     config   anything else of the class's config; Stable Diffusion's betas unless given.  To keep a
              model's own, give the whole of it: sampler(name, **pipe.scheduler.config)
 
@@ -94,18 +100,16 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
     values = {k: v for k, v in betas.items() if k in known}  # flows and IPNDM have none
     values |= {k: v for k, v in config.items() if k in known} | dict(preset)
     if spacing is not None:
-        flags = _SPACING_CONFIG.get(spacing) if isinstance(spacing, str) else None
-        if flags is None or not flags.keys() <= known:
-            fits = [s for s, f in _SPACING_CONFIG.items() if f.keys() <= known]
-            raise ValueError(
-                f"spacing of {solver.name!r} must be one of {', '.join(fits)}; got {spacing!r}"
-            )
+        flags = _flags(solver.name, class_name, known, spacing)
         values |= {flag: False for f in _SPACING_CONFIG.values() for flag in f if flag in known}
         values.pop("timestep_spacing", None)
         values |= flags
     if class_name in ("DDIMScheduler", "DDPMScheduler"):
         values.setdefault("clip_sample", False)  # latents are not bounded by 1
     made = chosen(**values)
+    if spacing in AYS:
+        levels_for(made, str(spacing), 1)  # refuses a model that the table is not for
+        made.spacing = spacing
     for option in () if whole else config:
         value, got = made.config[option], config[option]
         if value is got or value == got:  # the very object, where it is an array
@@ -118,6 +122,17 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
             f"{option} must be {value!r} beside spacing={spacing!r}; got {got!r}. Give one of them"
         )
     return made
+
+
+def _flags(name: str, class_name: str, known: set[str], spacing: object) -> dict[str, Any]:
+    """What a spacing is in a class's config; ValueError where the class does not know it."""
+    choices = {s: flags for s, flags in _SPACING_CONFIG.items() if flags.keys() <= known}
+    if fits(class_name, known):
+        choices |= {table: {} for table in AYS}
+    if not isinstance(spacing, str) or spacing not in choices:
+        what = f"one of {', '.join(choices)}" if choices else "None: its levels are its own"
+        raise ValueError(f"spacing of {name!r} must be {what}; got {spacing!r}")
+    return choices[spacing]
 
 
 _WHOLE = {"_class_name", "_use_default_values"}  # keys that only a scheduler's own config has
@@ -151,6 +166,7 @@ __all__ = [
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
+    "SCMScheduler",
     "SchedulerMixin",
     "TCDScheduler",
     "UniPCMultistepScheduler",

@@ -29,6 +29,7 @@ from fastdiff import backends
 from fastdiff.ops.affine_step import affine_step
 from fastdiff.schedulers.native import native
 from fastdiff.schedulers.rows import Entry, Place, Rows, shared
+from fastdiff.schedulers.spaced import spaced
 from fastdiff.schedulers.threshold import thresholded
 from fastdiff.schedulers.timestep import by_value, host_value, view_index
 
@@ -69,6 +70,7 @@ class FusedStep:
     """Mixed into a diffusers scheduler class, before it in the bases."""
 
     numerics = "faithful"  # or "exact"; an attribute, never part of the saved config
+    spacing: str | None = None  # of schedules/spacing.py's AYS, set by fastdiff.sampler
 
     # given by the diffusers class
     timesteps: Tensor
@@ -86,6 +88,8 @@ class FusedStep:
         if "_reads" in cls.__dict__:
             # attributes, not items: pipelines set config.clip_sample, and diffusers reads that
             cls._getter = attrgetter(*cls._reads)
+        if "set_timesteps" in cls.__dict__:
+            cls.set_timesteps = spaced(cls.set_timesteps)  # type: ignore[attr-defined]
 
     def _builder(self) -> Callable[[Place], Entry]:
         """How a place becomes a row, closed over numbers only (it outlives the instance)."""

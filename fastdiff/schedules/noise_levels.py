@@ -21,12 +21,14 @@ def require(fine: bool, name: str, wanted: str, got: object) -> None:
         raise ValueError(f"{name} must be {wanted}; got {got!r}")
 
 
-def ratios_of(family: NoiseSchedule, spacing: Any, steps: int, final_sigma: str) -> Floats:
-    """sigma (flow) or sigma / alpha (vp) at the N + 1 grid points."""
+def ratios_of(
+    family: NoiseSchedule, spacing: Any, steps: int, final_sigma: str, at_zero: bool = True
+) -> Floats:
+    """sigma (flow) or sigma / alpha (vp) at the N + 1 grid points; at_zero: see `levels`."""
     known = isinstance(final_sigma, str) and final_sigma in ("zero", "sigma_min")
     require(known, "final_sigma", "zero or sigma_min", final_sigma)
     if isinstance(spacing, str):
-        sigmas = levels(family, spacing, steps)
+        sigmas = levels(family, spacing, steps, at_zero=at_zero)
     else:
         sigmas = _given(family, _array(spacing), steps)
     outside = (sigmas > HIGHEST) | ((sigmas > 0) & (sigmas < LOWEST))

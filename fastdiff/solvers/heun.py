@@ -49,6 +49,34 @@ def heun(grid: Grid, i: int, k: int) -> Row:
     return Row(Weights(move.x, move.d, move.n, h=(0.0, 0.0)), keep)
 
 
+def straight(grid: Grid, i: int, k: int) -> Row:
+    """One row of Heun's method along the straight line between two levels, as flows have it.
+
+        v = (a' - a) d + (s' - s) n,    x' = x + v,    x'' = x + (v + v') / 2
+
+    The move v to the end of a step and its start are kept, depth 1 each.  With a + s = 1 this is
+    Heun in the noise level along the velocity n - d: FlowMatchHeun of diffusers.
+    """
+    if k > 0 and _equal(grid, i) and not _equal(grid, i - 1):
+        if grid.sigma[i] == 0:
+            return Row(Weights(x=1.0, h=(0.0, 0.0)), (NOTHING, NOTHING))
+        v = _chord(grid, i - 1)
+        return Row(Weights(d=v.d / 2, n=v.n / 2, h=(0.5, 1.0)), (NOTHING, NOTHING))
+    v = _chord(grid, i)
+    follows = i + 2 <= grid.steps and _equal(grid, i + 1) and not _equal(grid, i)
+    keep = (v, START) if follows else (NOTHING, NOTHING)
+    if grid.sigma[i + 1] == 0:  # a step to the prediction of x_0, also where that was clipped
+        return Row(Weights(d=float(grid.alpha[i + 1]), h=(0.0, 0.0)), keep)
+    return Row(Weights(x=1.0, d=v.d, n=v.n, h=(0.0, 0.0)), keep)
+
+
+def _chord(grid: Grid, i: int) -> Weights:
+    """The move from grid point i to i + 1 for predictions d and n."""
+    moved = (levels[i + 1] - levels[i] for levels in (grid.alpha, grid.sigma))
+    d, n = map(float, moved)
+    return Weights(d=d, n=n)
+
+
 def _equal(grid: Grid, i: int) -> bool:
     """Whether grid points i and i + 1 are one level."""
     return grid.ratio(i) == grid.ratio(i + 1)

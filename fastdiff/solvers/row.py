@@ -32,10 +32,12 @@ class Grid:
     """Noise levels from noisy to clean, x_i = alpha_i x_0 + sigma_i n; alpha, sigma (N + 1,).
 
     alpha is 1 throughout for solvers that work on x / alpha ("variance exploding").
+    inner: (N + 1,) sigma / alpha of the levels that a solver looks at beside the grid, if any.
     """
 
     alpha: Floats
     sigma: Floats
+    inner: Floats | None = None
 
     def __post_init__(self) -> None:
         if self.alpha.shape != self.sigma.shape or self.alpha.ndim != 1 or len(self.alpha) < 2:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff import k_diffusion
-from fastdiff.k_diffusion import loop
+from fastdiff import k_diffusion, rings
 from fastdiff.k_diffusion.rows import as_there
 from fastdiff.ops.affine_step import affine_step_out
 from fastdiff.registry import SOLVERS, find
@@ -20,9 +19,10 @@ from tests.mixture import Mixture
 
 DATA = Mixture()
 NAMES = [name for name in k_diffusion.__all__ if name.startswith("sample_")]
-OWN = list(SOLVERS)
+OWN = [name for name, row in SOLVERS.items() if row.inner is None]
 SIGMAS = [14.0, 8.0, 4.5, 2.5, 1.2, 0.5, 0.2, 0.06, 0.0]
 EPS = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}
+CHURNED = ("euler", "heun", "kdpm2")
 DRAWS = [n for n in OWN if SOLVERS[n].draws != "never" and n != "euler"]
 
 
@@ -70,7 +70,8 @@ def noises(rows, shape):
 @pytest.mark.parametrize("name", OWN)
 def test_it_is_the_plan_of_that_solver(name):
     """x / alpha of a variance preserving run, whose table knows nothing of alpha = 1."""
-    solver = as_there(find(name))
+    # straight lines between levels are Heun in sigma where alpha = 1
+    solver = as_there(find("heun" if name == "flow_heun" else name))
     plan = fastdiff.plan(
         solver,
         steps=rows_over(name, len(SIGMAS) - 1),
@@ -190,6 +191,39 @@ def test_without_eta_nothing_is_drawn(name):
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("name", CHURNED)
+def test_churn_without_noise_goes_up_and_down_again(name):
+    """s_noise = 0 adds nothing: steps from sigma_hat then, as if the sample were at it."""
+    out = function(name)(mixture, start(), sigmas(), disable=True, s_churn=2.0, s_noise=0.0)
+    assert torch.isfinite(out).all()
+    plain = function(name)(mixture, start(), sigmas(), disable=True)
+    assert (out - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("last", [0.0, 0.3])
+@pytest.mark.parametrize("name", CHURNED)
+def test_churn_that_no_level_is_in_draws_nothing_and_changes_nothing(name, last):
+    before = torch.get_rng_state()
+    levels = torch.tensor([*SIGMAS[:5], last], dtype=torch.float64)
+    out = function(name)(mixture, start(), levels, disable=True, s_churn=2.0, s_tmin=50.0)
+    assert torch.equal(before, torch.get_rng_state())
+    plain = function(name)(mixture, start(), levels, disable=True)
+    torch.testing.assert_close(out, plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CHURNED)
+def test_churned_noise_is_noise_of_the_next_level(name):
+    """Data in one point, from any start: what is left at a level has exactly its spread."""
+    g, n = torch.Generator().manual_seed(0), 20000
+    levels = torch.tensor([8.0, 5.0, 3.0, 2.0, 1.0], dtype=torch.float64)
+    x = 0.5 + levels[0] * torch.randn(n, 1, generator=g, dtype=torch.float64)
+    torch.manual_seed(5)
+    out = function(name)(constant(0.5), x, levels, disable=True, s_churn=2.0)
+    # the spread of 20000 numbers is known to 1 / sqrt(2 n) = 0.5 %
+    assert float((out - 0.5).std()) == pytest.approx(1.0, abs=0.025)
+    assert float((out - 0.5).mean()) == pytest.approx(0.0, abs=0.035)
+
+
 @pytest.mark.parametrize("name", ["dpmpp_2m", "unipc_3", "deis_3", "euler"])
 def test_equal_levels_and_a_layout_of_its_own(name):
     levels = torch.tensor([9.0, 9.0, 3.0, 3.0, 0.4], dtype=torch.float64)
@@ -218,8 +252,8 @@ def test_one_kernel_a_step_and_no_wait_between_two_calls(name, place, monkeypatc
         with torch._C._AutoDispatchBelowAutograd():
             affine_step_out(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "affine_step_out", below_autograd)
-    options = {"s_churn": 4.0} if name == "euler" else {}
+    monkeypatch.setattr(rings, "affine_step_out", below_autograd)
+    options = {"s_churn": 4.0} if name in CHURNED else {}
     with FakeDevice() as device:
         x = torch.randn(1, 4, 8, 8, device=device.name)
         levels = sigmas(torch.float32).to(device.name if place == "device" else "cpu")

@@ -18,6 +18,7 @@ from .classes import DDIM, DDPM, DPM, NAMES, SD, UNIPC, base, both, calls, count
 from .loops import compare, loop, same
 from .pipelines import networks, pipeline
 
+SCM = "SCMScheduler"  # whose run of n steps has n + 1 timesteps
 LOAD = """
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 diffusers.utils.logging.set_verbosity_error()
@@ -45,13 +46,13 @@ def fresh(code, *arguments):
 def saved(tmp_path_factory):
     """Pipelines on disk: with our classes ("ours") and accelerated ones ("stock"); every class."""
     top, parts = tmp_path_factory.mktemp("pipelines"), networks()
-    for name in NAMES:
+    for name in (*NAMES, SCM):
         pipeline(ours(name)(**base(name)), parts=parts).save_pretrained(top / "ours" / name)
         pipe = fastdiff.accelerate(pipeline(stock(name)(**base(name)), parts=parts))
         pipe.save_pretrained(top / "stock" / name)
         s = ours(name)(**base(name))
         s.numerics = "exact"
-        s.set_timesteps(4)
+        s.set_timesteps(2 if name == SCM else 4)
         (top / f"{name}.pickle").write_bytes(pickle.dumps(s))
     return top
 
@@ -97,11 +98,12 @@ def test_a_fresh_interpreter_loads_ours_after_import_fastdiff_alone(saved):
             assert type(theirs.from_pretrained(top / "ours" / name / "scheduler")) is theirs
             s = pickle.loads((top / f"{name}.pickle").read_bytes())
             assert type(s) is getattr(fastdiff, name) and s.numerics == "exact"
-            assert len(s.timesteps) == (4 if s.order == 1 else 7)
+            length = 3 if name == "SCMScheduler" else 4 if s.order == 1 else 7
+            assert len(s.timesteps) == length
         print("loaded")
         """,
         saved,
-        *NAMES,
+        *(*NAMES, SCM),
     )
     assert out.strip().endswith("loaded")
 
