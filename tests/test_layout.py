@@ -144,11 +144,11 @@ def test_importing_costs_nothing():
     assert not loaded & (heavy | {"typer", "rich", "PIL", "setuptools"})
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_an_op_imports_no_triton(op):
-    program = f"import sys, fastdiff.ops.{op}; print('triton' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert run.stdout.strip() == "False", run.stderr
+def test_an_op_imports_no_triton():
+    program = "import sys\nfrom importlib import import_module\nfor op in sys.argv[1:]:\n"
+    program += "    import_module(f'fastdiff.ops.{op}'); print(op, 'triton' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program, *OPS], capture_output=True, text=True)
+    assert run.stdout.splitlines() == [f"{op} False" for op in OPS], run.stderr
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
