@@ -188,7 +188,7 @@ PROMISE = {
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load
     "TCDScheduler": None,
-    "TableScheduler": "table=None",
+    "TableScheduler": "table=None, use_flow_sigmas=None",
     "UniPCMultistepScheduler": None,
     "accelerate": "obj, *, strict=False",
     "k_diffusion": None,  # a module
