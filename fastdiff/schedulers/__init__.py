@@ -89,7 +89,7 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
     whole = not _WHOLE.isdisjoint(config)
     foreign = {k for k in config if k.startswith("_")} | _foreign() if whole else set()
     carried: dict[str, Any] = {}
-    if whole and is_flow(config):
+    if whole and is_flow(config) and config.get("use_flow_sigmas", True):
         if not known & {"use_flow_sigmas", "shift"}:
             fits = [s.name for s in SOLVERS.values() if _runs_flows(s)]
             raise ValueError(

@@ -118,11 +118,6 @@ def flow_levels(config: Any, sigmas: NDArray[np.float64], mu: float | None) -> N
         levels = 1 - (1 - levels) * (1 - terminal) / (1 - levels[-1])
     name = respaced(config)
     if name is not None:
-        if levels[-1] <= 0:
-            raise ValueError(
-                f"sigmas must stay above 0 where the config has {name} spacing; got "
-                f"{sigmas.tolist()}"
-            )
         levels = BY_LEVEL[name](float(levels[-1]), float(levels[0]), len(levels))
     return np.asarray(np.minimum(levels, 1.0))  # no rounding above the noise itself
 

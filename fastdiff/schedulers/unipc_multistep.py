@@ -20,7 +20,6 @@ from fastdiff.schedulers.flow_levels import (
     check_mu,
     flow_levels,
     in_a_flow,
-    shift_of,
     upright,
 )
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, promote, within
@@ -112,8 +111,7 @@ class UniPCMultistepScheduler(FlowLevels, FusedStep, diffusers.UniPCMultistepSch
         if values[0] == 0 and name == "sigmas":
             raise ValueError(f"sigmas must begin above 0; got {values.tolist()}")
         if flow and name == "sigmas" and not ends:
-            in_a_flow(name, values, values)
-            shift_of(config, mu)  # an error in words, where diffusers has none
+            flow_levels(config, values, mu)  # errors in words, where diffusers has none
             if not self._respaced(given=True):
                 super().set_timesteps(len(values), None, values, mu)
                 return
