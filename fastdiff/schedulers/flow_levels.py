@@ -165,8 +165,8 @@ def noisy(scheduler: Any, sample: object, timestep: Any, noise: object) -> None:
             )
     assert isinstance(sample, Tensor)
     assert isinstance(noise, Tensor)
-    sizes = zip(noise.shape, sample.shape, strict=False)
-    if noise.dim() != sample.dim() or any(n not in (1, size) for n, size in sizes):
+    sizes = list(zip(noise.shape, sample.shape, strict=False))
+    if noise.dim() != sample.dim() or any(n != m and 1 not in (n, m) for n, m in sizes):
         raise ValueError(
             f"noise must have the shape of sample, {tuple(sample.shape)}; got {tuple(noise.shape)}"
         )
@@ -177,9 +177,10 @@ def noisy(scheduler: Any, sample: object, timestep: Any, noise: object) -> None:
             "timestep must be a number or a tensor (B,), of scheduler.timesteps; got "
             f"{type(timestep).__name__}"
         ) from error
-    if len(times) not in (1, len(sample)):
+    samples = max(sizes[0]) if sizes else 1
+    if len(times) not in (1, samples):
         raise ValueError(
-            f"timestep must be one, or one for each of the {len(sample)} samples; got {len(times)}"
+            f"timestep must be one, or one for each of the {samples} samples; got {len(times)}"
         )
     if "num_inference_steps" in scheduler.__dict__ and scheduler.num_inference_steps is None:
         raise ValueError("scale_noise needs the levels of a run; call set_timesteps first")

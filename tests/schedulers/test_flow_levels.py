@@ -230,6 +230,8 @@ class TestScaleNoise:
             a, b = (one.scale_noise(x, one.timesteps[at], z) for one in (s, theirs))
             assert torch.equal(a, b)
             assert a.dtype == b.dtype
+        a, b = (one.scale_noise(x[:1], one.timesteps[[3, 1]], z) for one in (s, theirs))
+        assert torch.equal(a, b)  # one sample, two noises
         number = s.timesteps[1].item()
         assert torch.equal(s.scale_noise(x, number, z), s.scale_noise(x, s.timesteps[1:2], z))
 
