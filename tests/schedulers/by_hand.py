@@ -11,6 +11,7 @@ UniPC-2 (bh2, arXiv:2302.04867) takes the same as its predictor; where the step 
 corrected with the m found at its end.
 """
 
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -100,10 +101,13 @@ def wide(cls: Any) -> Any:
             super().set_timesteps(*args, **kwargs)
             self.sigmas = self.sigmas.double()
 
-        def step(self, model_output, timestep, sample, return_dict=True):
-            done = super().step(model_output.double(), timestep, sample.double(), return_dict=False)
+        def step(self, model_output, timestep, sample, return_dict=True, **more):
+            out, x = model_output.double(), sample.double()
+            done = super().step(out, timestep, x, return_dict=False, **more)
             prev = done[0].to(sample.dtype)
             return SchedulerOutput(prev_sample=prev) if return_dict else (prev,)
+
+        step.__signature__ = signature(cls.step)  # pipelines look for a generator there
 
     return Wide
 

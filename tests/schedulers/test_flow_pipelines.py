@@ -78,6 +78,7 @@ def test_the_pictures_are_those_of_diffusers(parts, kind, name):
     if name == DEIS:  # it divides by alpha = 3e-4: twice what diffusers loses is allowed
         exact = of_the_pipeline(wide(type(theirs)), kind, **shift)
         lost = np.abs(want - picture(parts, kind, exact)).max()
+        assert lost < 1e-3
         assert np.abs(made - want).max() <= max(2e-5, 2 * lost)
     else:
         assert_same(made, want)

@@ -23,7 +23,7 @@ CASES = [
     *(
         (kind, name, SD | config)
         for kind in ("sdxl", "sdxl img2img", "sdxl inpaint", "controlnet", "animatediff")
-        for name, config in (VP if kind != "animatediff" else VP[:3])
+        for name, config in (VP if "sdxl" in kind else VP[:3])
     ),
     *(("wan", name, FLOW) for name in (DPM, UNIPC, DEIS)),
     ("wan", DPM, FLOW | {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"}),
@@ -57,7 +57,9 @@ def test_the_results_are_those_of_diffusers(parts, kind, name, config):
     gap, size = (a - b).abs().max(), b.abs().max()
     if gap > REL * size:
         exact = more_pipelines.run(kind, wide(stock(name))(**config), parts(kind), STEPS)
-        assert gap <= 2 * (b - exact).abs().max()
+        lost = (b - exact).abs().max()
+        assert lost < 1e-3 * size  # rounding, not other noise
+        assert gap <= 2 * lost
     steps = 3 if kind in ("sdxl img2img", "sdxl inpaint") else STEPS  # strength 0.75
     assert counted(mine) == (steps, {}, 0)
 
