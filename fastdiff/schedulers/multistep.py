@@ -76,6 +76,8 @@ class Multistep(FlowLevels, FusedStep):
         else:
             self._shifted_timesteps(steps, mu)
             if self.numerics == "exact":
+                if flow and self._ends_at_zero():
+                    self.sigmas[-1] = 0.0  # of DEIS in diffusers the last level again
                 self.timesteps = exact_timesteps(self)
         if self.numerics == "exact":
             config.flow_shift = shift  # mu is for this run only

@@ -119,6 +119,13 @@ QUIRKS = (
         "order 3 LinAlgError), the prediction of x_0 here",
     ),
     Quirk(
+        "DEIS leaves the noise of a flow's last level",
+        ("DEISMultistepScheduler",),
+        "final_level=last",
+        "8 steps: ends at sigma = 0.125, with flow_shift=3 at 0.3, after a step of no length; 0 in "
+        "exact, and with sigmas=",
+    ),
+    Quirk(
         "spacings of a flow lie between the levels of the betas",
         (*_DPM, *_UNIPC, "DEISMultistepScheduler"),
         "",
