@@ -29,6 +29,11 @@ class Conversion(NamedTuple):
 def convert(prediction: str, alpha: float, sigma: float, scale: float = 1.0) -> Conversion:
     """The numbers for one noise level; scale is c above (1 where alpha^2 + sigma^2 = 1)."""
     if prediction == "epsilon":
+        if alpha == 0:
+            raise ValueError(
+                "prediction 'epsilon' says nothing of x_0 at a level with no signal (alpha = 0); "
+                "begin below it (sigma < 1 of a flow), or predict x_0, v or the velocity"
+            )
         return Conversion(1 / alpha, -sigma / alpha, 0.0, 1.0)
     if prediction == "sample":
         noise = (1 / sigma, -alpha / sigma) if sigma > 0 else (0.0, 0.0)

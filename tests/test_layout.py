@@ -190,7 +190,7 @@ PROMISE = {
     "Plan": None,  # made by plan and Plan.load
     "SCMScheduler": None,
     "TCDScheduler": None,
-    "TableScheduler": "table=None",
+    "TableScheduler": "table=None, use_flow_sigmas=None",
     "UniPCMultistepScheduler": None,
     "accelerate": "obj, *, strict=False",
     "k_diffusion": None,  # a module

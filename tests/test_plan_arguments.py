@@ -108,7 +108,7 @@ GOOD = {"solver": "dpmpp_2m", "steps": 5}
         ({"solver_type": ["midpoint"]}, "solver_type must be midpoint or heun; got ['midpoint']"),
         (
             {
-                "solver": "dpmsolver_2m",
+                "solver": "dpmsolver_2m_sde",
                 "noise": "flow",
                 "prediction": "flow_prediction",
                 "spacing": [1 - 1e-16, 0.5, 0.4, 0.3, 0.2],

@@ -13,12 +13,13 @@ from typing import Any
 
 from diffusers import SchedulerMixin
 
-from fastdiff.registry import SOLVERS, find
+from fastdiff.registry import SOLVERS, Solver, find
 from fastdiff.schedulers.ddim import DDIMScheduler
 from fastdiff.schedulers.ddpm import DDPMScheduler
 from fastdiff.schedulers.deis_multistep import DEISMultistepScheduler
 from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from fastdiff.schedulers.flow_levels import is_flow
 from fastdiff.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
 from fastdiff.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
 from fastdiff.schedulers.flow_match_lcm import FlowMatchLCMScheduler
@@ -82,6 +83,8 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
 
     Of a whole config (told by its _class_name or _use_default_values; of a class here, or PNDM,
     DEIS, UniPC and their like) the class takes what it knows; name and spacing replace the rest.
+    That of a flow matching class (SD3, Flux, ..) makes a scheduler of that flow, its shift as
+    flow_shift; a name whose class has no flows raises ValueError.
     An option given by itself must act: one that the class does not know, or that name or spacing
     contradicts, raises ValueError.
     """
@@ -91,6 +94,19 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
     known = _options(chosen)
     whole = not _WHOLE.isdisjoint(config)
     foreign = {k for k in config if k.startswith("_")} | _foreign() if whole else set()
+    carried: dict[str, Any] = {}
+    if whole and is_flow(config) and config.get("use_flow_sigmas", True):
+        if not known & {"use_flow_sigmas", "shift"}:
+            fits = [s.name for s in SOLVERS.values() if _runs_flows(s)]
+            raise ValueError(
+                f"solver must be one with the levels of a flow, since the config is of one: "
+                f"{', '.join(fits)}; got {name!r}"
+            )
+        if "use_flow_sigmas" in known:
+            # pipelines ask for base_shift and its like
+            carried = {k: v for k, v in config.items() if k[0] != "_" and k not in known}
+            flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+            config = flow | {"flow_shift": config["shift"]} | config
     if unknown := config.keys() - known - foreign:
         raise ValueError(
             f"{', '.join(sorted(unknown))}: no option of {class_name}; it takes "
@@ -107,6 +123,7 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
     if class_name in ("DDIMScheduler", "DDPMScheduler"):
         values.setdefault("clip_sample", False)  # latents are not bounded by 1
     made = chosen(**values)
+    made.register_to_config(**carried)
     if spacing in AYS:
         levels_for(made, str(spacing), 1)  # refuses a model that the table is not for
         made.spacing = spacing
@@ -136,6 +153,12 @@ def _flags(name: str, class_name: str, known: set[str], spacing: object) -> dict
 
 
 _WHOLE = {"_class_name", "_use_default_values"}  # keys that only a scheduler's own config has
+
+
+def _runs_flows(solver: Solver) -> bool:
+    """Whether a solver's class has the levels of a flow."""
+    chosen = next(c for c in CLASSES if c.__name__ == solver.scheduler[0])
+    return not _options(chosen).isdisjoint({"use_flow_sigmas", "shift"})
 
 
 def _options(cls: type[SchedulerMixin]) -> set[str]:

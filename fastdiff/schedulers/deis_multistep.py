@@ -16,6 +16,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fastdiff.schedulers.custom import descending
 from fastdiff.schedulers.multistep import Multistep
 
 
@@ -48,10 +49,13 @@ class DEISMultistepScheduler(Multistep, diffusers.DEISMultistepScheduler):  # ty
     ) -> None:
         """Set the timesteps of a run; as diffusers, plus custom sigmas.
 
+        mu         the shift, with use_dynamic_shifting; else without effect on a flow, as in
+                   diffusers' flow classes
         sigmas     (N,) or (N + 1,) descending noise levels: sigma / alpha, or sigma itself with
-                   use_flow_sigmas, then shifted by flow_shift or exp(mu) if they are N.  N of them
-                   end at the least trained level; a step to 0 takes the prediction of x_0
-        timesteps  (N,) whole numbers, descending
+                   use_flow_sigmas.  N of a flow are shifted as FlowMatchEulerDiscreteScheduler
+                   does (flow_levels.py) and end at 0, N others at the least trained level; a step
+                   to 0 takes the prediction of x_0
+        timesteps  (N,) descending: whole numbers, or T sigma of a flow
         """
         self._set_run(num_inference_steps, device, mu, timesteps, sigmas)
 
@@ -59,12 +63,14 @@ class DEISMultistepScheduler(Multistep, diffusers.DEISMultistepScheduler):  # ty
         if timesteps is None:
             super().set_timesteps(steps, None, mu)
             return
-        if self.config.use_flow_sigmas:
-            sigmas = timesteps / self.config.num_train_timesteps
-        else:
-            levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
-            sigmas = np.interp(timesteps, np.arange(len(levels)), levels)
-        self._set_sigmas(sigmas, len(sigmas) if steps is None else steps, None, 0.0)
+        if steps not in (None, len(timesteps)):
+            raise ValueError(
+                f"num_inference_steps must be None or the number of timesteps; got {steps} and "
+                f"{len(timesteps)} timesteps"
+            )
+        descending("timesteps", timesteps)
+        levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
+        self._set_sigmas(np.interp(timesteps, np.arange(len(levels)), levels), None, None)
         self.timesteps = torch.from_numpy(timesteps.round().astype(np.int64))
 
     def _options(self, config: dict[str, Any]) -> dict[str, Any]:

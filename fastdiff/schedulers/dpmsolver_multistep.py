@@ -49,11 +49,13 @@ class DPMSolverMultistepScheduler(Multistep, diffusers.DPMSolverMultistepSchedul
     ) -> None:
         """Set the timesteps of a run; as diffusers, plus custom sigmas.
 
-        timesteps  (N,) whole numbers, descending; a list, array or tensor
+        mu         the shift, with use_dynamic_shifting; else without effect on a flow, as in
+                   diffusers' flow classes
+        timesteps  (N,) descending: whole numbers, or T sigma of a flow; a list, array or tensor
         sigmas     (N,) or (N + 1,) descending noise levels: sigma / alpha, or sigma itself with
-                   use_flow_sigmas; N of them end where final_sigmas_type says.  With
-                   use_flow_sigmas, N of them are shifted by flow_shift (or exp(mu)), as diffusers'
-                   flow schedulers do with the sigmas that a pipeline passes
+                   use_flow_sigmas; N of them end where final_sigmas_type says.  N of a flow are
+                   shifted, and the network is told fractions of a timestep, as in
+                   FlowMatchEulerDiscreteScheduler (flow_levels.py)
         """
         self._set_run(num_inference_steps, device, mu, timesteps, sigmas)
 

@@ -8,7 +8,6 @@ x' = (1 - s') (x - s v) + s' z           stochastic
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import vector, whole_steps
+from fastdiff.schedulers.flow_levels import noisy, shiftable
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
 from fastdiff.schedulers.timestep import INTEGERS, an_index
 from fastdiff.solvers.row import Row, Weights
@@ -70,6 +70,15 @@ class FlowMatch(FusedStep):
         state.levels, state.levels_of = levels, moved
         state.version = None if moved.is_inference() else moved._version
 
+    def scale_noise(
+        self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None
+    ) -> Tensor:
+        """(1 - s) x_0 + s n, (B, *shape); as diffusers, with errors that name the argument."""
+        noisy(self, sample, timestep, noise)
+        base: Any = super()
+        made: Tensor = base.scale_noise(sample, timestep, noise)
+        return made
+
     def _stochastic(self, config: dict[str, Any]) -> bool:
         """Whether a step replaces all of the noise."""
         raise NotImplementedError
@@ -118,15 +127,4 @@ class FlowMatch(FusedStep):
         return prev
 
 
-def shiftable(mu: Any, kind: str) -> None:
-    """Raise unless mu is a number that the shift can take."""
-    try:
-        fine = math.isfinite(mu) and (kind != "linear" or mu > 0)
-    except TypeError:
-        fine = False
-    if not fine:
-        above = " above 0, with time_shift_type='linear'" if kind == "linear" else ""
-        raise ValueError(f"mu must be a finite number{above}; got {mu!r}")
-
-
-__all__ = ["FlowMatch", "shiftable"]
+__all__ = ["FlowMatch"]

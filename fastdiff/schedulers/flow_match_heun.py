@@ -23,7 +23,8 @@ from torch import Tensor
 
 from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import vector, whole_steps
-from fastdiff.schedulers.flow_match import FlowMatch, shiftable
+from fastdiff.schedulers.flow_levels import shiftable
+from fastdiff.schedulers.flow_match import FlowMatch
 from fastdiff.schedulers.fused import Entry, Place, draw, promote, within
 from fastdiff.schedulers.timestep import INTEGERS, an_index
 from fastdiff.solvers.row import Row, Weights

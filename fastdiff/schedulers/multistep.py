@@ -10,18 +10,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import descending, exact_timesteps, vector, whole_steps
+from fastdiff.schedulers.flow_levels import (
+    FlowLevels,
+    check_mu,
+    flow_levels,
+    in_a_flow,
+    respaced,
+    upright,
+)
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.row import NOISE, Grid, Row
 from fastdiff.table import conversion, encode, noise_from_data, trimmed
 
 
-class Multistep(FusedStep):
+class Multistep(FlowLevels, FusedStep):
     """Mixed into a diffusers scheduler class whose steps are rows of `dpmpp`."""
 
     sigmas: Tensor
@@ -49,59 +57,108 @@ class Multistep(FusedStep):
         sigmas: ArrayLike | Tensor | None,
     ) -> None:
         whole_steps(num_inference_steps)
-        shift = self.config.flow_shift
-        if mu is not None and not self.config.use_dynamic_shifting:
-            raise ValueError(
-                f"mu must be None unless the config has use_dynamic_shifting=True; got {mu}"
-            )
+        config, steps = self.config, num_inference_steps
+        shift, flow = config.flow_shift, config.use_flow_sigmas
+        check_mu(config, mu)
+        if flow:
+            upright(config)
+        if sigmas is not None and timesteps is not None:
+            raise ValueError("pass timesteps or sigmas, not both; got both")
         if sigmas is not None:
-            self._set_sigmas(vector("sigmas", sigmas), num_inference_steps, timesteps, mu)
+            self._set_sigmas(vector("sigmas", sigmas), steps, mu)
+        elif timesteps is not None:
+            self._set_times(vector("timesteps", timesteps), steps)
+        elif steps is None:
+            raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
+        elif flow and respaced(config):  # diffusers takes the levels of the betas there: NaN
+            trained = 1 / config.num_train_timesteps
+            self._set_sigmas(np.linspace(1 - trained, 0, steps + 1)[:-1], None, mu)
         else:
-            if timesteps is not None:
-                timesteps = vector("timesteps", timesteps)
-            self._stock_timesteps(num_inference_steps, mu, timesteps)
+            self._shifted_timesteps(steps, mu)
             if self.numerics == "exact":
+                if flow and self._ends_at_zero():
+                    self.sigmas[-1] = 0.0  # of DEIS in diffusers the last level again
                 self.timesteps = exact_timesteps(self)
         if self.numerics == "exact":
-            self.config.flow_shift = shift  # mu is for this run only
+            config.flow_shift = shift  # mu is for this run only
         self._place_timesteps(device)
 
-    def _set_sigmas(
-        self, sigmas: np.ndarray[Any, Any], steps: int | None, timesteps: Any, mu: float | None
-    ) -> None:
+    def _shifted_timesteps(self, steps: int, mu: float | None) -> None:
+        """diffusers' own, which knows mu if it dynamically shifts a flow, and exponentially."""
         config = self.config
-        if timesteps is not None:
-            raise ValueError("pass timesteps or sigmas, not both; got both")
-        if steps is not None and steps not in (len(sigmas), len(sigmas) - 1):
+        if mu is None or not config.use_dynamic_shifting:
+            self._stock_timesteps(steps, None, None)
+        elif config.time_shift_type == "exponential":
+            self._stock_timesteps(steps, mu, None)
+        else:
+            shift, config.flow_shift = config.flow_shift, mu
+            try:
+                self._stock_timesteps(steps, None, None)
+            finally:
+                config.flow_shift = shift
+
+    def _set_times(self, times: NDArray[np.float64], steps: int | None) -> None:
+        """Custom timesteps: diffusers' own where it has a way from them to the levels."""
+        if self.config.use_flow_sigmas:
+            descending("timesteps", times)
+            levels = in_a_flow("timesteps", times / self.config.num_train_timesteps, times)
+            if steps not in (None, len(times)):
+                raise ValueError(
+                    f"num_inference_steps must be None or the number of timesteps; got {steps} "
+                    f"and {len(times)} timesteps"
+                )
+            self._set_levels(levels, self._last_of_flow(levels))
+        else:
+            self._stock_timesteps(steps, None, times)
+
+    def _set_sigmas(self, sigmas: NDArray[np.float64], steps: int | None, mu: float | None) -> None:
+        if steps not in (None, len(sigmas), len(sigmas) - 1):
             raise ValueError(
                 f"num_inference_steps must be None or the number of sigmas; got {steps} and "
                 f"{len(sigmas)} sigmas"
             )
         descending("sigmas", sigmas)
-        ends = len(sigmas) - 1 == steps or sigmas[-1] == 0
-        if config.use_flow_sigmas and not ends:
-            shift = float(np.exp(mu)) if mu is not None else config.flow_shift
-            sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
-        levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
-        body = sigmas[:-1] if ends else sigmas
-        if config.use_flow_sigmas:
-            times = body * config.num_train_timesteps
+        if sigmas[0] == 0:
+            raise ValueError(f"sigmas must begin above 0; got {sigmas.tolist()}")
+        flow = self.config.use_flow_sigmas
+        if len(sigmas) > 1 and (len(sigmas) - 1 == steps or sigmas[-1] == 0):
+            if flow:
+                in_a_flow("sigmas", sigmas, sigmas)
+            self._set_levels(sigmas[:-1], float(sigmas[-1]))
+        elif flow:
+            levels = flow_levels(self.config, sigmas, mu)
+            self._set_levels(levels, self._last_of_flow(levels))
         else:
-            times = self._sigma_to_t(body, np.log(levels))
-        if not ends:
-            last = 0.0 if self._ends_at_zero() else float(levels[0])
-            sigmas = np.append(sigmas, last)
-        self.sigmas = torch.from_numpy(sigmas.astype(np.float32))
-        whole = self.numerics == "faithful" or not config.use_flow_sigmas
-        self.timesteps = torch.from_numpy(times.round().astype(np.int64) if whole else times)
+            least = self.alphas_cumprod[0]
+            last = 0.0 if self._ends_at_zero() else float(((1 - least) / least) ** 0.5)
+            self._set_levels(sigmas, last)
+
+    def _set_levels(self, body: NDArray[np.float64], last: float) -> None:
+        """A run over these levels (N,), then to the last one."""
+        config = self.config
+        self.sigmas = torch.from_numpy(np.append(body, last).astype(np.float32))
+        if config.use_flow_sigmas:  # as diffusers' flow classes, which tell the network fractions
+            times = torch.from_numpy((body * config.num_train_timesteps).astype(np.float32))
+        else:
+            levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
+            whole = self._sigma_to_t(body, np.log(levels)).round()
+            times = torch.from_numpy(whole.astype(np.int64))
+        self.timesteps = times
         self.num_inference_steps = len(body)
         self.model_outputs = [None] * config.solver_order
         self.lower_order_nums = 0
         self._step_index = self._begin_index = None
 
+    def _last_of_flow(self, levels: NDArray[np.float64]) -> float:
+        """The level that a flow ends at."""
+        if self._ends_at_zero():
+            return 0.0
+        return min(1.0 / int(self.config.num_train_timesteps), float(levels[-1]))
+
     def _ends_at_zero(self) -> bool:
-        """Whether a run ends without noise."""
-        return bool(self.config.get("final_sigmas_type") == "zero")
+        """Whether a run ends without noise; a flow does where the class has no option for it."""
+        final = self.config.get("final_sigmas_type")
+        return bool(self.config.use_flow_sigmas) if final is None else bool(final == "zero")
 
     def _builder(self) -> Callable[[Place], Entry]:
         config, sigmas = self._config, self._levels()
@@ -132,7 +189,8 @@ class Multistep(FusedStep):
             if by_data:
                 qx, qe = (1 - a * numbers.kx) / left, -a * numbers.ke / left
                 numbers = numbers._replace(qx=qx, qe=qe)
-            elif not data:  # x_0, for its threshold, comes from the noise
+            elif not data and prediction != "flow_prediction":
+                # x_0, for its threshold, comes from the noise
                 kx, ke = (1 - s * numbers.qx) / a, -s * numbers.qe / a
                 numbers = numbers._replace(kx=kx, ke=ke)
             return Entry(encode(row, numbers), draw=sde, reads=len(row.next.h))

@@ -15,19 +15,26 @@ import numpy as np
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastdiff.plan import Plan
+from fastdiff.schedulers.custom import vector
+from fastdiff.schedulers.flow_levels import noisy, shiftable
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, State, draw, over, promote
 from fastdiff.schedulers.rows import Rows
 from fastdiff.table import check_rings
+
+LIKE = 1e-5  # of the largest: what pipelines hand over went through float32, and through a shift
 
 
 class TableScheduler(FusedStep, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A drop-in scheduler that runs the rows of a plan, one fused step each.
 
-    table  a fastdiff.Plan, the file that Plan.save wrote, or its JSON as a dict (as a saved
-           pipeline has it in scheduler_config.json)
+    table            a fastdiff.Plan, the file that Plan.save wrote, or its JSON as a dict (as a
+                     saved pipeline has it in scheduler_config.json)
+    use_flow_sigmas  whether its levels are those of a flow, which the table itself tells; in the
+                     config for pipelines (Flux) that ask
 
     Raises ValueError that names the field of the plan, what it got and what would do; also for a
     plan with guidance: a pipeline guides by itself.
@@ -37,10 +44,21 @@ class TableScheduler(FusedStep, SchedulerMixin, ConfigMixin):  # type: ignore[mi
     numerics = "exact"
     plan: Plan
 
-    def __init__(self, table: Plan | str | os.PathLike[str] | Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        table: Plan | str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        use_flow_sigmas: bool | None = None,
+    ):
         self.plan = plan = _plan(table)
-        self.register_to_config(table=json.loads(plan.to_json()))
         whole = bool((plan.timesteps == np.round(plan.timesteps)).all())
+        # of a flow alpha + sigma = 1; Flux passes no levels of its own where the config says so
+        self.flow = bool(np.allclose(plan.alpha + plan.sigma, 1, rtol=0, atol=LIKE))
+        if use_flow_sigmas not in (None, self.flow):
+            raise ValueError(
+                f"use_flow_sigmas must be {self.flow} for this table, or None; got "
+                f"{use_flow_sigmas!r}"
+            )
+        self.register_to_config(table=json.loads(plan.to_json()), use_flow_sigmas=self.flow)
         self._times = torch.tensor(plan.timesteps, dtype=torch.int64 if whole else torch.float32)
         self.timesteps = self._times
         self.init_noise_sigma = plan.noise_scale
@@ -76,19 +94,70 @@ class TableScheduler(FusedStep, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         self._begin_index = begin_index
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: str | torch.device | None = None
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        *,
+        sigmas: ArrayLike | Tensor | None = None,
+        mu: float | None = None,
+        timesteps: ArrayLike | Tensor | None = None,
     ) -> None:
-        """Begin a run: its timesteps are the table's, and so is their number."""
+        """Begin a run: its timesteps are the table's, and so is their number.
+
+        What pipelines pass besides must be of the table, to LIKE of the largest; else ValueError:
+
+        sigmas     (N,) or (N + 1,) its levels: sigma of a flow, sigma / alpha of another model;
+                   of a flow also what exp(mu) shifts to them, s -> s e^mu / (1 + (e^mu - 1) s)
+        mu         that shift; without sigmas it has no effect, as the levels are there already
+        timesteps  (N,) its timesteps
+        """
         if num_inference_steps not in (None, self.plan.steps):
             raise ValueError(
                 f"num_inference_steps must be {self.plan.steps}, the rows of the table, or None; "
                 f"got {num_inference_steps!r}"
             )
+        if sigmas is not None and timesteps is not None:
+            raise ValueError("pass timesteps or sigmas, not both; got both")
+        if mu is not None and not self.flow:
+            raise ValueError(f"mu must be None: the levels of this table are of no flow; got {mu}")
+        if mu is not None:
+            shiftable(mu, "exponential")
+        if sigmas is not None:
+            self._own_sigmas(vector("sigmas", sigmas), mu)
+        if timesteps is not None:
+            given, own = vector("timesteps", timesteps), self.plan.timesteps
+            if not _alike(given, own):
+                raise ValueError(
+                    f"timesteps must be those of the table, {_few(own)}; got {_few(given)}. Leave "
+                    "them out, or make a table for them: fastdiff.plan(.., spacing=timesteps)"
+                )
         self.num_inference_steps = self.plan.steps
         self._step_index = self._begin_index = None
         self._ring = []
         self.timesteps = self._times
         self._place_timesteps(device)
+
+    def _own_sigmas(self, given: NDArray[np.float64], mu: float | None) -> None:
+        """Raise unless sigmas, as they are or shifted by exp(mu), are the levels of the table."""
+        own = self._ratios()
+        shifts = [1.0] if mu is None else [1.0, float(np.exp(mu))]
+        for shift in shifts:
+            levels = shift * given / (1 + (shift - 1) * given)
+            if _alike(levels, own[: len(levels)]) and len(levels) in (len(own) - 1, len(own)):
+                return
+        name = "sigma" if self.flow else "sigma / alpha"
+        raise ValueError(
+            f"sigmas must be the levels of the table ({name}), {_few(own)}, the last one at will; "
+            f"got {_few(given)}{'' if mu is None else f' and mu={mu:g}'}. Pass those "
+            "(pipe(.., sigmas=..)), or make a table for yours: fastdiff.plan(.., spacing=sigmas)"
+        )
+
+    def _ratios(self) -> NDArray[np.float64]:
+        """The levels as pipelines pass them, (N + 1,)."""
+        alpha, sigma = self.plan.alpha, self.plan.sigma
+        if self.flow:
+            return sigma
+        return np.divide(sigma, alpha, out=np.full_like(sigma, np.inf), where=alpha > 0)
 
     def _ready(self) -> tuple[State, Rows]:
         state = self._state
@@ -155,6 +224,14 @@ class TableScheduler(FusedStep, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         )
         return alpha * original_samples + sigma * noise
 
+    def scale_noise(
+        self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None
+    ) -> Tensor:
+        """add_noise with the arguments of a flow's pipeline: alpha x_0 + sigma n, (B, *shape)."""
+        noisy(self, sample, timestep, noise)
+        assert noise is not None
+        return self.add_noise(sample, noise, torch.as_tensor(timestep))
+
     def step(
         self,
         model_output: Tensor,
@@ -176,13 +253,23 @@ class TableScheduler(FusedStep, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         prev, x0, kept = self._apply(
             rows, i, entry, sample, model_output, self._ring, noise, dtype, wide, self.plan.keeps
         )
-        for slot, vector in zip(self._slots[i], kept, strict=True):
+        for slot, made in zip(self._slots[i], kept, strict=True):
             if slot >= 0:
-                self._ring[slot] = vector
+                self._ring[slot] = made
         self._step_index = i + 1
         if not return_dict:
             return prev, x0
         return DDIMSchedulerOutput(prev_sample=prev, pred_original_sample=x0)
+
+
+def _alike(given: NDArray[np.float64], own: NDArray[np.float64]) -> bool:
+    return given.shape == own.shape and bool((np.abs(given - own) <= LIKE * own.max()).all())
+
+
+def _few(values: NDArray[np.float64]) -> str:
+    """The numbers, those in the middle left out where they are many."""
+    shown = [f"{v:.6g}" for v in values]
+    return f"[{', '.join(shown if len(shown) < 9 else [*shown[:4], '..', *shown[-3:]])}]"
 
 
 def _plan(table: object) -> Plan:

@@ -15,13 +15,20 @@ from torch import Tensor
 
 from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import descending, exact_timesteps, vector, whole_steps
+from fastdiff.schedulers.flow_levels import (
+    FlowLevels,
+    check_mu,
+    flow_levels,
+    in_a_flow,
+    upright,
+)
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, promote, within
 from fastdiff.solvers.row import Grid, Row, Weights
 from fastdiff.solvers.unipc import order_of, unipc
 from fastdiff.table import OFF, Clip, conversion, encode, noise_from_data
 
 
-class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # type: ignore[misc]
+class UniPCMultistepScheduler(FlowLevels, FusedStep, diffusers.UniPCMultistepScheduler):  # type: ignore[misc]
     """Drop-in for diffusers.UniPCMultistepScheduler; arXiv:2302.04867.
 
     Configuration, attributes and dtypes as there.  With solver_p, which is another scheduler,
@@ -59,21 +66,27 @@ class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # 
         """Set the timesteps of a run; as diffusers, plus custom timesteps and sigmas.
 
         sigmas     (N,) or (N + 1,) descending noise levels: sigma / alpha, or sigma itself with
-                   use_flow_sigmas, then shifted by flow_shift or exp(mu) if they are N
-        mu         the shift, with use_dynamic_shifting
+                   use_flow_sigmas, then shifted by flow_shift or mu if they are N
+        mu         the shift, with use_dynamic_shifting; else without effect on a flow, as in
+                   diffusers
         timesteps  (N,) descending whole numbers
         """
         whole_steps(num_inference_steps)
-        if mu is not None and not self.config.use_dynamic_shifting:
-            raise ValueError(
-                f"mu must be None unless the config has use_dynamic_shifting=True; got {mu}"
-            )
+        config = self.config
+        check_mu(config, mu)
+        if config.use_flow_sigmas:
+            upright(config)
         if sigmas is not None and timesteps is not None:
             raise ValueError("pass timesteps or sigmas, not both; got both")
         if sigmas is None and timesteps is None:
             if num_inference_steps is None:
                 raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
-            super().set_timesteps(num_inference_steps, None, None, mu)
+            if self._respaced(given=False):
+                least = 1 / config.num_train_timesteps
+                ramp = np.linspace(1, least, num_inference_steps + 1)[:-1]
+                self._set_own(None, ramp, mu, None)
+            else:
+                super().set_timesteps(num_inference_steps, None, None, mu)
         else:
             self._set_own(num_inference_steps, sigmas, mu, timesteps)
         if self.numerics == "exact" and timesteps is None:
@@ -92,32 +105,46 @@ class UniPCMultistepScheduler(FusedStep, diffusers.UniPCMultistepScheduler):  # 
                 f"num_inference_steps must be None or the number of {name}; got {steps} and "
                 f"{len(values)} {name}"
             )
-        ends = name == "sigmas" and (len(values) - 1 == steps or values[-1] == 0)
-        if config.use_flow_sigmas and name == "sigmas" and not ends:
-            super().set_timesteps(len(values), None, values, mu)
-            return
-        trained = config.num_train_timesteps
-        if name == "timesteps" and values[0] >= trained:
+        trained, flow = config.num_train_timesteps, config.use_flow_sigmas
+        ends = name == "sigmas" and len(values) > 1
+        ends = ends and (len(values) - 1 == steps or values[-1] == 0)
+        if values[0] == 0 and name == "sigmas":
+            raise ValueError(f"sigmas must begin above 0; got {values.tolist()}")
+        if flow and name == "sigmas" and not ends:
+            flow_levels(config, values, mu)  # errors in words, where diffusers has none
+            if not self._respaced(given=True):
+                super().set_timesteps(len(values), None, values, mu)
+                return
+        if name == "timesteps" and values[0] > trained - (not flow):
+            most = "at most" if flow else "below"
             raise ValueError(
-                f"timesteps must be below num_train_timesteps, {trained}; got {values[0]:g}"
+                f"timesteps must be {most} num_train_timesteps, {trained}; got {values[0]:g}"
             )
         levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
         last = 0.0 if config.final_sigmas_type == "zero" else float(levels[0])
         if name == "timesteps":
             times = values
-            body = (
-                values / trained
-                if config.use_flow_sigmas
-                else np.interp(values, np.arange(len(levels)), levels)
-            )
-        else:
-            body, last = (values[:-1], float(values[-1])) if ends else (values, last)
+            body = values / trained if flow else np.interp(values, np.arange(len(levels)), levels)
+        elif flow:
+            body = in_a_flow(name, values, values)[:-1] if ends else flow_levels(config, values, mu)
             times = body * trained
-            if not config.use_flow_sigmas:
-                times = self._sigma_to_t(body, np.log(levels))
+        else:
+            body = values[:-1] if ends else values
+            times = self._sigma_to_t(body, np.log(levels))
+        if ends:
+            last = float(values[-1])
+        elif flow and last:
+            last = float(body[-1])  # as diffusers: the last step is none
         super().set_timesteps(len(body), None, None, mu if mu is not None else self._any_mu())
         self.sigmas = torch.from_numpy(np.append(body, last).astype(np.float32))
         self.timesteps = torch.from_numpy(times.round().astype(np.int64))
+
+    def _respaced(self, given: bool) -> bool:
+        """Whether a flow has a spacing that diffusers has not: it takes the levels of the betas,
+        which gives NaN, or those given from clean to noisy."""
+        config = self.config
+        flags = config.use_exponential_sigmas or config.use_beta_sigmas
+        return bool(config.use_flow_sigmas and (flags or (given and config.use_karras_sigmas)))
 
     def _any_mu(self) -> float | None:
         """With use_dynamic_shifting diffusers wants one even where nothing is shifted."""

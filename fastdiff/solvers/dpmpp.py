@@ -74,10 +74,14 @@ def dpmpp(
         last = Weights(d=a1, h=(0.0,) * past)
         return Row(last, (kept,) if past else ())
     if predict == "noise" and a < NO_SIGNAL * s:
-        raise ValueError(
-            "a solver that predicts the noise cannot start from a level without signal "
-            f"(alpha = {a:g}); use DPM-Solver++ or start below it"
-        )
+        if eta > 0:
+            raise ValueError(
+                "a solver that predicts the noise and draws some cannot start from a level without "
+                f"signal (alpha = {a:g}); use DPM-Solver++ or start below it"
+            )
+        # of first order the two forms are one step, and that of the data keeps its digits
+        rest = -a1 * math.expm1(-grid.span(i, i + 1))
+        return Row(Weights(x=s1 / s, d=rest, h=(0.0,) * past), (kept,) if past else ())
     if a == 0:  # h is infinite at the other end: no signal yet, so a first step of first order
         fresh = s1 * s_noise if eta > 0 else 0.0
         start = Weights(x=0.0 if eta > 0 else s1 / s, d=a1, z=fresh, h=(0.0,) * past)

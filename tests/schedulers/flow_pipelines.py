@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    FluxImg2ImgPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -20,12 +21,13 @@ KINDS = {
     "sd3": StableDiffusion3Pipeline,
     "sd3 img2img": StableDiffusion3Img2ImgPipeline,
     "flux": FluxPipeline,
+    "flux img2img": FluxImg2ImgPipeline,
 }
 
 
 def networks(kind: str) -> dict[str, Any]:
     torch.manual_seed(0)
-    flux = kind == "flux"
+    flux = kind.startswith("flux")
     common = {"num_layers": 1, "joint_attention_dim": WIDTH, "pooled_projection_dim": POOLED}
     transformer: Any
     if flux:
@@ -68,7 +70,7 @@ def networks(kind: str) -> dict[str, Any]:
 
 
 def pipeline(kind: str, scheduler: Any, parts: dict[str, Any]) -> Any:
-    places = ("", "_2") if kind == "flux" else ("", "_2", "_3")
+    places = ("", "_2") if kind.startswith("flux") else ("", "_2", "_3")
     nothing = {f"{part}{i}": None for part in ("text_encoder", "tokenizer") for i in places}
     pipe = KINDS[kind](scheduler=scheduler, **parts, **nothing)
     pipe.set_progress_bar_config(disable=True)
@@ -90,8 +92,8 @@ def inputs(kind: str, steps: int = 8) -> dict[str, Any]:
         "width": SIDE,
         "guidance_scale": 4.0,
     }
-    if kind != "flux":
+    if not kind.startswith("flux"):
         given |= {"negative_prompt_embeds": text[1], "negative_pooled_prompt_embeds": pooled[1]}
-    if kind == "sd3 img2img":
+    if "img2img" in kind:
         given |= {"image": [picture(1), picture(2)], "strength": 0.75}
     return given

@@ -116,6 +116,7 @@ TABLE["UniPCMultistepScheduler"] = {
     "sigma_min": [None],
     "sigma_max": [None],
     "shift_terminal": [None, 0.1],
+    "time_shift_type": ["exponential", "linear"],
 }
 TABLE["DEISMultistepScheduler"] = {
     key: values
@@ -253,6 +254,9 @@ def draw(name: str, steps: int, seed: int) -> Case:
         call = {k.removeprefix("step."): v for k, v in picked.items() if k.startswith("step.")}
         config = {k: v for k, v in picked.items() if not k.startswith("step.")}
         grid = {"mu": rng.choice([0.4, 1.1])} if config.get("use_dynamic_shifting") else {}
+        if name == "UniPCMultistepScheduler" and config["use_flow_sigmas"] and rng.random() < 0.5:
+            # of the classes with betas the one whose sigmas of a flow diffusers takes, too
+            grid["sigmas"] = np.linspace(rng.choice([1.0, 0.9]), 1 / steps, steps)
         told = rng.random() < 0.5
         begin = rng.choice([0, 0, 0, steps // 3])
         kind = "one" if call.get("variance_noise") else rng.choice(["one", "list", "global"])

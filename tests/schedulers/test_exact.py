@@ -74,6 +74,7 @@ ELSEWHERE = {
     "mu of one run stays for the next": "test_mu_is_for_one_run",
     "beta_t of DDPM is a difference of float32 numbers": "test_beta_of_ddpm_is_rounded",
     "the first step drops the prediction of x_0": "test_the_first_step_of_ipndm",
+    "DEIS leaves the noise of a flow's last level": "test_a_flow_of_deis_ends_at_0",
 }
 
 
@@ -179,6 +180,23 @@ def test_model_times_are_rounded_not_cut(name, spacing):
     levels = np.log(((1 - s.alphas_cumprod) / s.alphas_cumprod).double().numpy()) / 2
     exact = np.interp(np.log(s.sigmas[:-1].double().numpy()), levels, np.arange(1000))
     assert np.abs(s.timesteps.double().numpy() - exact).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize(("shift", "left"), [(1.0, 0.125), (3.0, 0.3)])
+def test_a_flow_of_deis_ends_at_0(shift, left):
+    """With the exact velocity of one point, 0.5, it arrives there; there noise is left."""
+    ends = []
+    for numerics in ("faithful", "exact"):
+        s = ours(DEIS)(**FLOW, flow_shift=shift)
+        s.numerics = numerics
+        s.set_timesteps(8)
+        x = noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+        for i, t in enumerate(s.timesteps):
+            x = s.step((x - 0.5) / s.sigmas[i], t, x).prev_sample
+        ends.append(x)
+    assert (ends[1] - 0.5).abs().max() < 1e-5
+    rest = (ends[0] - 0.5).std() / noise.std()
+    assert float(rest) == pytest.approx(left, rel=0.01)
 
 
 def test_mu_is_for_one_run():

@@ -14,18 +14,21 @@ import torch
 
 import fastdiff
 
+from . import flow_pipelines
 from .classes import DDIM, DDPM, DPM, NAMES, SD, UNIPC, base, both, calls, counted, ours, stock
 from .loops import compare, loop, same
 from .pipelines import networks, pipeline
 
 SCM = "SCMScheduler"  # whose run of n steps has n + 1 timesteps
+SHIFTED = {"shift": 3.0, "use_dynamic_shifting": True, "time_shift_type": "linear"}
 LOAD = """
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 
-def load(folder):
-    return DiffusionPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None)
+def load(folder, **more):
+    nothing = {"text_encoder": None, "tokenizer": None} | more
+    return DiffusionPipeline.from_pretrained(folder, **nothing)
 """
 
 
@@ -54,6 +57,10 @@ def saved(tmp_path_factory):
         s.numerics = "exact"
         s.set_timesteps(2 if name == SCM else 4)
         (top / f"{name}.pickle").write_bytes(pickle.dumps(s))
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(**SHIFTED)
+    s = fastdiff.sampler("dpmpp_3m", **flow.config)
+    pipe = flow_pipelines.pipeline("sd3", s, flow_pipelines.networks("sd3"))
+    pipe.save_pretrained(top / "ours" / "flow")
     return top
 
 
@@ -87,6 +94,7 @@ def test_a_fresh_interpreter_loads_ours_after_import_fastdiff_alone(saved):
         + textwrap.indent(LOAD, " " * 8)
         + """
         import pickle
+        import torch
         from pathlib import Path
         top = Path(sys.argv[1])
         for name in sys.argv[2:]:
@@ -100,6 +108,16 @@ def test_a_fresh_interpreter_loads_ours_after_import_fastdiff_alone(saved):
             assert type(s) is getattr(fastdiff, name) and s.numerics == "exact"
             length = 3 if name == "SCMScheduler" else 4 if s.order == 1 else 7
             assert len(s.timesteps) == length
+
+        nothing = {part: None for i in (2, 3) for part in (f"text_encoder_{i}", f"tokenizer_{i}")}
+        s = load(top / "ours" / "flow", **nothing).scheduler
+        assert type(s) is fastdiff.DPMSolverMultistepScheduler
+        c = s.config
+        assert (c.use_flow_sigmas, c.prediction_type, c.flow_shift) == (True, "flow_prediction", 3)
+        assert (c.solver_order, c.use_dynamic_shifting, c.time_shift_type) == (3, True, "linear")
+        assert (c.shift, c.base_shift, c.max_shift) == (3, 0.5, 1.15)  # pipelines ask for these
+        s.set_timesteps(sigmas=[1.0, 0.5], mu=2.0)
+        assert s.sigmas.tolist() == [1, torch.tensor(2 / 3).item(), 0]
         print("loaded")
         """,
         saved,
