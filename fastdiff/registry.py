@@ -19,6 +19,7 @@ from fastdiff.solvers.euler import euler, euler_ancestral
 from fastdiff.solvers.heun import heun, repeated
 from fastdiff.solvers.kdpm2 import kdpm2, middles
 from fastdiff.solvers.row import Floats, Row
+from fastdiff.solvers.singlestep import singlestep
 from fastdiff.solvers.unipc import unipc
 
 
@@ -122,6 +123,24 @@ def _dpm(name: str, order: int, config: Mapping[str, Any], *aliases: str, **more
         options=options,
         faithful=faithful,
         scheduler=(_DPM, {"solver_order": order, **config}),
+        aliases=aliases,
+    )
+
+
+def _single(order: int, config: Mapping[str, Any], *aliases: str) -> Solver:
+    """DPM-Solver in cycles of `order` rows, each a call of the network."""
+    sde, noise = config is _SDEPP, config is _NOISE
+    name = f"{'dpmsolver' if noise else 'dpmpp'}_{order}s{'_sde' if sde else ''}"
+    return Solver(
+        name,
+        singlestep,
+        order=order,
+        noise=sde,
+        depths=(order - 1, 1),
+        preset={"order": order, "predict": "noise" if noise else "data"},
+        options={"solver_type": "midpoint", "lower_order_final": True, **(_SDE if sde else {})},
+        faithful={"sde3_offset": -1.0} if sde and order == 3 else {},
+        scheduler=("DPMSolverSinglestepScheduler", {"solver_order": order, **config}),
         aliases=aliases,
     )
 
@@ -233,6 +252,12 @@ _ROWS = (
     _dpm("dpmsolver_3m", 3, _NOISE, "DPM-Solver 3M"),
     _dpm("dpmsolver_sde_1", 1, {**_NOISE, "algorithm_type": "sde-dpmsolver"}),
     _dpm("dpmsolver_2m_sde", 2, {**_NOISE, "algorithm_type": "sde-dpmsolver"}),
+    _single(2, _DATA, "DPM++ 2S"),
+    _single(3, _DATA, "DPM++ 3S"),
+    _single(2, _SDEPP, "DPM++ 2S SDE"),
+    _single(3, _SDEPP, "DPM++ 3S SDE"),
+    _single(2, _NOISE, "DPM-Solver 2S"),
+    _single(3, _NOISE, "DPM-Solver 3S"),
     _unipc(1),
     _unipc(2, "unipc", "UniPC", "uni_pc_bh2"),
     _unipc(3),

@@ -174,6 +174,7 @@ PROMISE = {
     "DDPMScheduler": None,
     "DEISMultistepScheduler": None,
     "DPMSolverMultistepScheduler": None,
+    "DPMSolverSinglestepScheduler": None,
     "EulerAncestralDiscreteScheduler": None,
     "EulerDiscreteScheduler": None,
     "FlowMatchEulerDiscreteScheduler": None,

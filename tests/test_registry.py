@@ -74,7 +74,7 @@ def test_users_names(alias, name):
 @pytest.mark.parametrize(
     ("wrong", "hint"),
     [
-        ("dpmpp_2n", "'dpmpp_2m', "),
+        ("dpmpp_2mm", "'dpmpp_2m', "),
         ("eular", "'euler' or 'euler_a'?"),
         ("DPM++ 2M SDF", "'dpmpp_2m_sde', "),
         ("3m", "'dpmpp_3m"),

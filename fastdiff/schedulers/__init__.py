@@ -18,6 +18,7 @@ from fastdiff.schedulers.ddim import DDIMScheduler
 from fastdiff.schedulers.ddpm import DDPMScheduler
 from fastdiff.schedulers.deis_multistep import DEISMultistepScheduler
 from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
+from fastdiff.schedulers.dpmsolver_singlestep import DPMSolverSinglestepScheduler
 from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from fastdiff.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
 from fastdiff.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
@@ -51,6 +52,7 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     KDPM2AncestralDiscreteScheduler,
     LMSDiscreteScheduler,
     IPNDMScheduler,
+    DPMSolverSinglestepScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -140,6 +142,7 @@ __all__ = [
     "DDPMScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",

@@ -17,8 +17,13 @@ from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import descending, exact_timesteps, vector, whole_steps
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
 from fastdiff.solvers.dpmpp import dpmpp
-from fastdiff.solvers.row import NOISE, Grid, Row
+from fastdiff.solvers.row import NOISE, Grid, Row, Weights
 from fastdiff.table import conversion, encode, noise_from_data, trimmed
+
+
+def latest(grid: Grid, i: int, k: int, **options: Any) -> Weights:
+    """What a row of `dpmpp` makes the next sample of."""
+    return trimmed(dpmpp(grid, i, k, **options).next)
 
 
 class Multistep(FusedStep):
@@ -31,9 +36,11 @@ class Multistep(FusedStep):
     lower_order_nums: int
     _sigma_to_t: Callable[..., Any]
     _noise_by_data = False  # the noise is what is left of x without the prediction of x_0
+    # of a row: (grid, i, second half of the place, **options)
+    _weights: Callable[..., Weights] = staticmethod(latest)
 
     def _options(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Options of `dpmpp` for a config."""
+        """Options of `_weights` for a config."""
         raise NotImplementedError
 
     def _stock_timesteps(self, steps: int | None, mu: float | None, timesteps: Any) -> None:
@@ -94,8 +101,12 @@ class Multistep(FusedStep):
         self.sigmas = torch.from_numpy(sigmas.astype(np.float32))
         whole = self.numerics == "faithful" or not config.use_flow_sigmas
         self.timesteps = torch.from_numpy(times.round().astype(np.int64) if whole else times)
-        self.num_inference_steps = len(body)
-        self.model_outputs = [None] * config.solver_order
+        self._restart(len(body))
+
+    def _restart(self, steps: int) -> None:
+        """Before a run on custom sigmas, as set_timesteps of diffusers leaves it."""
+        self.num_inference_steps = steps
+        self.model_outputs = [None] * self.config.solver_order
         self.lower_order_nums = 0
         self._step_index = self._begin_index = None
 
@@ -110,14 +121,14 @@ class Multistep(FusedStep):
         else:
             alpha = 1 / np.sqrt(1 + sigmas**2)
             grid = Grid(alpha, sigmas * alpha)
-        options, by_data = self._options(config), self._noise_by_data
+        options, by_data, weights = self._options(config), self._noise_by_data, self._weights
         data, sde = options["predict"] == "data", options.get("eta", 0.0) > 0
         prediction, thresholding = config["prediction_type"], config["thresholding"]
 
         def build(place: Any) -> Entry:
             i, k = place
             within(i, sigmas)
-            move = trimmed(dpmpp(grid, i, k, **options).next)
+            move = weights(grid, i, k, **options)
             # "++" keeps x_0, which the op returns anyway
             row = Row(move, () if data else (NOISE,))
             a, s = float(grid.alpha[i]), float(grid.sigma[i])

@@ -16,6 +16,7 @@ import fastdiff
 
 DPM = "DPMSolverMultistepScheduler"
 DDIM = "DDIMScheduler"
+SINGLE = "DPMSolverSinglestepScheduler"
 EULER = "EulerDiscreteScheduler"
 EULER_A = "EulerAncestralDiscreteScheduler"
 DDPM = "DDPMScheduler"
@@ -31,7 +32,7 @@ KDPM2 = "KDPM2DiscreteScheduler"
 LMS = "LMSDiscreteScheduler"
 KDPM2_A = "KDPM2AncestralDiscreteScheduler"
 NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD)
-NAMES += (FLOW_EULER, FLOW_LCM, FLOW_HEUN, HEUN, KDPM2, KDPM2_A, LMS)
+NAMES += (FLOW_EULER, FLOW_LCM, FLOW_HEUN, HEUN, KDPM2, KDPM2_A, LMS, SINGLE)
 
 
 PLAIN_TIMES = {  # diffusers' own, in whose place conftest.py puts a faster one
@@ -61,8 +62,8 @@ WITH_INDEX = tuple(name for name in NAMES if hasattr(stock(name), "step_index"))
 WITH_SIGMAS = tuple(name for name in NAMES if hasattr(stock(name)(), "sigmas"))
 WITH_GENERATOR = tuple(n for n in NAMES if "generator" in signature(stock(n).step).parameters)
 WITH_HISTORY = tuple(name for name in NAMES if hasattr(stock(name)(), "model_outputs"))
-ONE_RESULT = (DPM, UNIPC, DEIS, FLOW_EULER, FLOW_LCM, FLOW_HEUN)  # step returns the sample alone
-UNKNOWN_IS_LAST = (DPM, UNIPC, DEIS)  # a timestep that is nowhere means the last one
+ONE_RESULT = (DPM, SINGLE, UNIPC, DEIS, FLOW_EULER, FLOW_LCM, FLOW_HEUN)  # the sample alone
+UNKNOWN_IS_LAST = (DPM, SINGLE, UNIPC, DEIS)  # a timestep that is nowhere means the last one
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _fresh = itertools.count()
 

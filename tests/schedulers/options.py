@@ -91,6 +91,18 @@ TABLE: dict[str, dict[str, list[Any]]] = {
         "prediction_type": ["epsilon", "sample", "v_prediction"],
     },
 }
+TABLE["DPMSolverSinglestepScheduler"] = {
+    key: values
+    for key, values in TABLE["DPMSolverMultistepScheduler"].items()
+    if key
+    not in (
+        "timestep_spacing",
+        "steps_offset",
+        "rescale_betas_zero_snr",
+        "euler_at_final",
+        "use_lu_lambdas",
+    )
+} | {"algorithm_type": ["dpmsolver++", "sde-dpmsolver++", "dpmsolver"]}
 TABLE["UniPCMultistepScheduler"] = {
     key: TABLE["DPMSolverMultistepScheduler"][key]
     for key in (
@@ -217,13 +229,15 @@ def accepted(name: str, c: dict[str, Any], steps: int) -> bool:
         return False
     if c["num_train_timesteps"] < 8 * steps:  # no level twice
         return False
-    if name == "DPMSolverMultistepScheduler":
+    if name in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"):
         if not c["algorithm_type"].endswith("++"):
             if c["final_sigmas_type"] == "zero" or c["prediction_type"] == "flow_prediction":
                 return False
             if c["algorithm_type"] == "sde-dpmsolver" and c["solver_order"] == 3:
                 return False  # UnboundLocalError in diffusers
-        if c["use_flow_sigmas"] and c["rescale_betas_zero_snr"]:
+            if c["thresholding"] and name == "DPMSolverSinglestepScheduler":
+                return False  # takes alpha of all timesteps at once
+        if c["use_flow_sigmas"] and c.get("rescale_betas_zero_snr"):
             return False  # one meaning for "the last level" is enough
     if name == "UniPCMultistepScheduler":
         if c["final_sigmas_type"] == "zero" and (

@@ -24,6 +24,7 @@ from . import (
     double_precision_exponential,
     double_precision_flow,
     double_precision_linear,
+    double_precision_singlestep,
     double_precision_two_calls,
 )
 from .classes import FLOW_EULER, FLOW_LCM, ONE_RESULT, WITH_BETAS, ours, stock
@@ -36,6 +37,7 @@ RECURSION = (
     | double_precision_flow.RECURSION
     | double_precision_two_calls.RECURSION
     | double_precision_linear.RECURSION
+    | double_precision_singlestep.RECURSION
 )
 SPREAD, REACH = 0.8, 2.5  # standard deviation of the data; largest prediction
 
@@ -92,7 +94,7 @@ def level(s: Any, i: int) -> tuple[float, float, float]:
 def channels(case: Case) -> tuple[int, bool]:
     """(channels of the latents, does the network also predict a variance)."""
     learned = case.config.get("variance_type") in ("learned", "learned_range")
-    if case.name == "DPMSolverMultistepScheduler":
+    if case.name in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"):
         learned = learned and case.config.get("prediction_type", "epsilon") == "epsilon"
     return (3, True) if learned else (4, False)
 

@@ -30,6 +30,7 @@ from .classes import (
     LMS,
     NAMES,
     SD,
+    SINGLE,
     TCD,
     UNIPC,
     WITH_BETAS,
@@ -47,7 +48,10 @@ from .runs import called_at
 
 def plain(name):
     """A config that is not the default in all it says."""
-    return SD | {"steps_offset": 1} if takes(name, "beta_start") else {"shift": 3.0}
+    if not takes(name, "beta_start"):
+        return {"shift": 3.0}
+    more = {"steps_offset": 1} if takes(name, "steps_offset") else {"lambda_min_clipped": -5.1}
+    return SD | more
 
 
 def parameters(function):
@@ -141,6 +145,7 @@ def test_from_config_of_every_other_class(name, source):
 
 NEW = {
     DPM: {"prediction_type": "v_prediction", "algorithm_type": "sde-dpmsolver++"},
+    SINGLE: {"prediction_type": "v_prediction", "algorithm_type": "sde-dpmsolver++"},
     DDIM: {"clip_sample": False, "prediction_type": "v_prediction"},
     EULER: {"prediction_type": "v_prediction"},
     EULER_A: {"prediction_type": "v_prediction"},

@@ -15,6 +15,7 @@ from .classes import (
     FLOW_LCM,
     LCM,
     NAMES,
+    SINGLE,
     TCD,
     UNIPC,
     WITH_BETAS,
@@ -28,7 +29,7 @@ from .classes import (
 from .loops import SHAPE, answer, first_step, loop, same, seeded
 
 
-@pytest.mark.parametrize("name", [DPM, DDIM, UNIPC, FLOW_HEUN])
+@pytest.mark.parametrize("name", [DPM, SINGLE, DDIM, UNIPC, FLOW_HEUN])
 def test_step_before_set_timesteps(name):
     s = ours(name)(**base(name))
     with pytest.raises(ValueError, match="set_timesteps"):
@@ -59,7 +60,7 @@ def test_a_history_of_another_shape_is_named(name):
     s = ours(name)(**base(name))
 
     def edit(i, s, x):
-        if i == 4:
+        if i == (3 if name == SINGLE else 4):  # where history is read
             s.model_outputs = [m[:, :, :2] for m in s.model_outputs]
 
     with pytest.raises(ValueError, match=r"model_outputs|history"):
@@ -97,6 +98,9 @@ def test_a_step_after_the_last_one(name):
     ("name", "given", "named"),
     [
         (DPM, {}, "num_inference_steps"),
+        (SINGLE, {}, "num_inference_steps"),
+        (SINGLE, {"timesteps": [9, 3], "sigmas": [1.0, 0.0]}, "sigmas"),
+        (SINGLE, {"sigmas": [1.0, 2.0, 0.0]}, "sigmas"),
         (DDIM, {}, "num_inference_steps"),
         (DDIM, {"num_inference_steps": 2000}, "num_inference_steps"),
         (DDPM, {"num_inference_steps": 2000}, "num_inference_steps"),

@@ -23,6 +23,7 @@ from .classes import (
     LCM,
     LMS,
     SD,
+    SINGLE,
     TCD,
     UNIPC,
     ours,
@@ -33,6 +34,7 @@ from .loops import loop
 CASES = [
     (DPM, {"solver_order": 3, "use_karras_sigmas": True}),
     (DPM, {"algorithm_type": "sde-dpmsolver++"}),
+    (SINGLE, {"solver_order": 3}),
     (DDIM, {}),
     (EULER, {}),
     (EULER_A, {}),

@@ -41,6 +41,7 @@ FILES = {
     "KDPM2AncestralDiscreteScheduler": "test_scheduler_kdpm2_ancestral.py",
     "LMSDiscreteScheduler": "test_scheduler_lms.py",
     "IPNDMScheduler": "test_scheduler_ipndm.py",
+    "DPMSolverSinglestepScheduler": "test_scheduler_dpm_single.py",
 }
 
 
