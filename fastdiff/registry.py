@@ -38,6 +38,7 @@ class Solver:
     state        "vp": alpha^2 + sigma^2 = 1; "ve": x / alpha, as the diffusers class works
     faithful     parameters that reproduce what diffusers computes (see schedulers/quirks.py)
     scheduler    class of diffusers that it replaces, and that class's config for this name
+    also         further classes that its rows run, as `scheduler`
     aliases      names elsewhere: ComfyUI and k-diffusion, A1111, or plain usage
     """
 
@@ -53,6 +54,7 @@ class Solver:
     options: Mapping[str, Any] = field(default_factory=dict)
     faithful: Mapping[str, Any] = field(default_factory=dict)
     scheduler: tuple[str, Mapping[str, Any]] = ("", {})
+    also: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     aliases: tuple[str, ...] = ()
 
     @property
@@ -97,6 +99,7 @@ A1111 = frozenset(
     )
 )
 _DPM = "DPMSolverMultistepScheduler"
+_EDM = "EDMDPMSolverMultistepScheduler"
 _FINAL = {"lower_order_final": True, "euler_at_final": False}
 _TYPE = {"solver_type": "midpoint", **_FINAL}
 _SDE = {"eta": 1.0, "s_noise": 1.0}
@@ -123,6 +126,7 @@ def _dpm(name: str, order: int, config: Mapping[str, Any], *aliases: str, **more
         options=options,
         faithful=faithful,
         scheduler=(_DPM, {"solver_order": order, **config}),
+        also=((_EDM, {"solver_order": order, **config}),) if predict == "data" else (),
         aliases=aliases,
     )
 
@@ -194,6 +198,7 @@ _ROWS = (
         state="ve",
         options={"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0},
         scheduler=("EulerDiscreteScheduler", {}),
+        also=(("EDMEulerScheduler", {}),),
         aliases=("Euler", "k_euler"),
     ),
     Solver(

@@ -175,6 +175,8 @@ PROMISE = {
     "DEISMultistepScheduler": None,
     "DPMSolverMultistepScheduler": None,
     "DPMSolverSinglestepScheduler": None,
+    "EDMDPMSolverMultistepScheduler": None,
+    "EDMEulerScheduler": None,
     "EulerAncestralDiscreteScheduler": None,
     "EulerDiscreteScheduler": None,
     "FlowMatchEulerDiscreteScheduler": None,

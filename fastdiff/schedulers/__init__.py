@@ -19,6 +19,7 @@ from fastdiff.schedulers.ddpm import DDPMScheduler
 from fastdiff.schedulers.deis_multistep import DEISMultistepScheduler
 from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from fastdiff.schedulers.dpmsolver_singlestep import DPMSolverSinglestepScheduler
+from fastdiff.schedulers.edm import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from fastdiff.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
 from fastdiff.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
@@ -53,6 +54,8 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     LMSDiscreteScheduler,
     IPNDMScheduler,
     DPMSolverSinglestepScheduler,
+    EDMEulerScheduler,
+    EDMDPMSolverMultistepScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -143,6 +146,8 @@ __all__ = [
     "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",

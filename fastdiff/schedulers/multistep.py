@@ -158,10 +158,16 @@ class Multistep(FusedStep):
     def _unknown_timestep(self, timestep: Any) -> int:
         return len(self.timesteps) - 1  # as diffusers
 
+    def _drawn(
+        self, model_output: Tensor, sample: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Fresh noise of a step."""
+        return draw(model_output, generator, torch.float32)
+
     def _multistep(
         self,
         model_output: Tensor,
-        timestep: int | Tensor,
+        timestep: float | Tensor,
         sample: Tensor,
         generator: torch.Generator | None,
         variance_noise: Tensor | None,
@@ -182,7 +188,7 @@ class Multistep(FusedStep):
         noise = None
         if entry.draw:
             if variance_noise is None:
-                noise = draw(model_output, generator, torch.float32)
+                noise = self._drawn(model_output, sample, generator)
             else:
                 noise = variance_noise.to(model_output.device, torch.float32)
         # diffusers converts first: x' has the dtype of what it keeps

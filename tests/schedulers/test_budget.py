@@ -32,6 +32,8 @@ CASES = {
         {"algorithm_type": "sde-dpmsolver++"},
         {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
     ],
+    "EDMEulerScheduler": [{}, {"call": {"s_churn": 30.0}}],
+    "EDMDPMSolverMultistepScheduler": [{}, {"algorithm_type": "sde-dpmsolver++"}],
     "UniPCMultistepScheduler": [
         {},
         {"solver_order": 3, "use_karras_sigmas": True},

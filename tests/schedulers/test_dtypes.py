@@ -32,6 +32,18 @@ KINDS = {
         "sde of sample": {"algorithm_type": "sde-dpmsolver++", "prediction_type": "sample"},
         "threshold": {"thresholding": True},
     },
+    "EDMEulerScheduler": {
+        "epsilon": {},
+        "v": {"prediction_type": "v_prediction"},
+        "churn": {"call": {"s_churn": 30.0}},
+    },
+    "EDMDPMSolverMultistepScheduler": {
+        "epsilon": {},
+        "v": {"prediction_type": "v_prediction"},
+        "third": {"solver_order": 3},
+        "sde": {"algorithm_type": "sde-dpmsolver++"},
+        "threshold": {"thresholding": True},
+    },
     "UniPCMultistepScheduler": {
         "epsilon": {},
         "third": {"solver_order": 3},

@@ -32,6 +32,13 @@ CASES = {
         },
         20,
     ),
+    "edm-euler": Case("EDMEulerScheduler", {}, 20, {"s_churn": 8.0}),
+    "edm-3m": Case("EDMDPMSolverMultistepScheduler", {"solver_order": 3}, 20),
+    "edm-sde-v": Case(
+        "EDMDPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "prediction_type": "v_prediction"},
+        20,
+    ),
     "ddim": Case("DDIMScheduler", SD | {"clip_sample": False, "set_alpha_to_one": False}, 20),
     "ddim-eta": Case("DDIMScheduler", SD | {"clip_sample": True}, 20, {"eta": 0.7}),
     "ddim-sample": Case("DDIMScheduler", SD | {"prediction_type": "sample"}, 20),

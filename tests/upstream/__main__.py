@@ -42,6 +42,8 @@ FILES = {
     "LMSDiscreteScheduler": "test_scheduler_lms.py",
     "IPNDMScheduler": "test_scheduler_ipndm.py",
     "DPMSolverSinglestepScheduler": "test_scheduler_dpm_single.py",
+    "EDMEulerScheduler": "test_scheduler_edm_euler.py",
+    "EDMDPMSolverMultistepScheduler": "test_scheduler_edm_dpmsolver_multistep.py",
 }
 
 

@@ -36,6 +36,8 @@ NAMES = (
     "LMSDiscreteScheduler",
     "IPNDMScheduler",
     "DPMSolverSinglestepScheduler",
+    "EDMEulerScheduler",
+    "EDMDPMSolverMultistepScheduler",
 )
 OURS = {getattr(diffusers, name): getattr(schedulers, name) for name in NAMES}
 tested: set[type] = set()
