@@ -75,7 +75,5 @@ def test_edm_is_its_table(sigma, data):
     assert (turned.kx, turned.ke, turned.qx, turned.qe) == (k.kx, -k.ke, k.qx, -k.qe)
     variance = (1 - k.kx) ** 2 * data**2 + k.kx**2 * sigma**2  # of x_0 - c_skip x
     assert variance / k.ke**2 == pytest.approx(1.0, rel=1e-9)
-    with pytest.raises(
-        ValueError, match="one of epsilon, v_prediction; got 'x'"
-    ):
+    with pytest.raises(ValueError, match="one of epsilon, v_prediction; got 'x'"):
         edm("x", sigma, data)

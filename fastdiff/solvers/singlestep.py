@@ -24,6 +24,7 @@ u_q are those of the grid. k-diffusion's dpmpp_sde and dpmpp_2s_ancestral are ot
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from fastdiff.solvers.dpmpp import NO_SIGNAL, REPEATED, integrals
@@ -121,14 +122,16 @@ def update(
     none = (0.0,) * (use - 1)
     if s1 == 0:  # h is infinite: the sample is the prediction of x_0
         return _weights(0.0, 0.0, none, 0.0, True, use, of_x0=a1)
-    if not data and a < NO_SIGNAL * s:
+    silent = not data and a < NO_SIGNAL * s
+    if silent and eta > 0:
         raise ValueError(
-            "a solver that predicts the noise cannot start from a level without signal "
-            f"(alpha = {a:g}); use DPM-Solver++ or start below it"
+            "a solver that predicts the noise and draws some cannot start from a level without "
+            f"signal (alpha = {a:g}); use DPM-Solver++ or start below it"
         )
-    if a == 0:  # h is infinite at the other end: the newest prediction is all there is
+    if silent or a == 0:  # h is infinite at the other end: the newest prediction is all there is
         fresh = s1 * s_noise if eta > 0 else 0.0
-        return _weights(0.0 if eta > 0 else s1 / s, fresh, none, 0.0, True, use, of_x0=a1)
+        made = -a1 * math.expm1(-grid.span(b, i + 1))
+        return _weights(0.0 if eta > 0 else s1 / s, fresh, none, 0.0, True, use, of_x0=made)
     h = grid.span(b, i + 1)
     if h == 0:  # the cycle ends where it began
         return _weights(1.0, 0.0, none, 0.0, data, use)
