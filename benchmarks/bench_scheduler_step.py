@@ -65,6 +65,8 @@ SAMPLERS = {
     "ddpm": Case("DDPMScheduler", {"clip_sample": False}, 5),
     # x, e, h_1, h_2, where the step began -> x', x_0, where this one begins
     "unipc_2": Case("UniPCMultistepScheduler", {}, 8),
+    # x, e -> x', x_0, and in turn x, e, m_1, where the cycle began -> x', x_0
+    "dpmpp_2s": Case("DPMSolverSinglestepScheduler", {"use_karras_sigmas": True}, 5),
     # x, e, n_1 -> x', n
     "deis_2": Case("DEISMultistepScheduler", {}, 5),
     # x, e, z -> x', what is denoised

@@ -36,6 +36,7 @@ TITLES = {
     "euler_a": "Euler a",
     "ddpm": "DDPM",
     "unipc_2": "UniPC-2",
+    "dpmpp_2s": "DPM++ 2S",
     "deis_2": "DEIS-2",
     "lcm": "LCM",
     "flow_euler": "Flow Euler",

@@ -57,3 +57,17 @@ def perfect(prediction: str, alpha: float, sigma: float, scale: float = 1.0) -> 
     if prediction == "flow_prediction":
         return -1.0, 1.0
     raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}; got {prediction!r}")
+
+
+def edm(prediction: str, sigma: float, data: float) -> Conversion:
+    """The numbers of EDM's preconditioning at x = x_0 + sigma n, for data of that deviation.
+
+    x_0 = c_skip x + c_out e,  c_skip = data^2 / (sigma^2 + data^2),
+    c_out = sigma data / (sigma^2 + data^2)^(1/2), of v_prediction with the other sign.
+    Karras et al. 2022, arXiv:2206.00364, table 1.
+    """
+    if prediction not in ("epsilon", "v_prediction"):
+        raise ValueError(f"prediction must be one of epsilon, v_prediction; got {prediction!r}")
+    whole = sigma * sigma + data * data
+    out = (data if prediction == "epsilon" else -data) / whole**0.5
+    return Conversion(data * data / whole, sigma * out, sigma / whole, -out)

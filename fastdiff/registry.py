@@ -19,6 +19,7 @@ from fastdiff.solvers.euler import euler, euler_ancestral
 from fastdiff.solvers.heun import heun, repeated, straight
 from fastdiff.solvers.kdpm2 import kdpm2, middles
 from fastdiff.solvers.row import Floats, Row
+from fastdiff.solvers.singlestep import singlestep
 from fastdiff.solvers.tcd import inner, tcd
 from fastdiff.solvers.unipc import unipc
 
@@ -39,7 +40,7 @@ class Solver:
     state        "vp": alpha^2 + sigma^2 = 1; "ve": x / alpha, as the diffusers class works
     faithful     parameters that reproduce what diffusers computes (see schedulers/quirks.py)
     scheduler    class of diffusers that it replaces, and that class's config for this name
-    classes      further classes of diffusers whose steps are these rows
+    also         further classes that its rows run, as `scheduler`
     aliases      names elsewhere: ComfyUI and k-diffusion, A1111, or plain usage
     """
 
@@ -56,7 +57,7 @@ class Solver:
     options: Mapping[str, Any] = field(default_factory=dict)
     faithful: Mapping[str, Any] = field(default_factory=dict)
     scheduler: tuple[str, Mapping[str, Any]] = ("", {})
-    classes: tuple[str, ...] = ()
+    also: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     aliases: tuple[str, ...] = ()
 
     @property
@@ -112,6 +113,7 @@ ABOVE_ZERO = frozenset(  # classes whose timestep_spacing="leading" has no call 
     )
 )
 _DPM = "DPMSolverMultistepScheduler"
+_EDM = "EDMDPMSolverMultistepScheduler"
 _FINAL = {"lower_order_final": True, "euler_at_final": False}
 _TYPE = {"solver_type": "midpoint", **_FINAL}
 _SDE = {"eta": 1.0, "s_noise": 1.0}
@@ -138,6 +140,25 @@ def _dpm(name: str, order: int, config: Mapping[str, Any], *aliases: str, **more
         options=options,
         faithful=faithful,
         scheduler=(_DPM, {"solver_order": order, **config}),
+        also=((_EDM, {"solver_order": order, **config}),) if predict == "data" else (),
+        aliases=aliases,
+    )
+
+
+def _single(order: int, config: Mapping[str, Any], *aliases: str) -> Solver:
+    """DPM-Solver in cycles of `order` rows, each a call of the network."""
+    sde, noise = config is _SDEPP, config is _NOISE
+    name = f"{'dpmsolver' if noise else 'dpmpp'}_{order}s{'_sde' if sde else ''}"
+    return Solver(
+        name,
+        singlestep,
+        order=order,
+        noise=sde,
+        depths=(order - 1, 1),
+        preset={"order": order, "predict": "noise" if noise else "data"},
+        options={"solver_type": "midpoint", "lower_order_final": True, **(_SDE if sde else {})},
+        faithful={"sde3_offset": -1.0} if sde and order == 3 else {},
+        scheduler=("DPMSolverSinglestepScheduler", {"solver_order": order, **config}),
         aliases=aliases,
     )
 
@@ -191,6 +212,7 @@ _ROWS = (
         state="ve",
         options={"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0},
         scheduler=("EulerDiscreteScheduler", {}),
+        also=(("EDMEulerScheduler", {}),),
         aliases=("Euler", "k_euler"),
     ),
     Solver(
@@ -249,6 +271,12 @@ _ROWS = (
     _dpm("dpmsolver_3m", 3, _NOISE, "DPM-Solver 3M"),
     _dpm("dpmsolver_sde_1", 1, {**_NOISE, "algorithm_type": "sde-dpmsolver"}),
     _dpm("dpmsolver_2m_sde", 2, {**_NOISE, "algorithm_type": "sde-dpmsolver"}),
+    _single(2, _DATA, "DPM++ 2S"),
+    _single(3, _DATA, "DPM++ 3S"),
+    _single(2, _SDEPP, "DPM++ 2S SDE"),
+    _single(3, _SDEPP, "DPM++ 3S SDE"),
+    _single(2, _NOISE, "DPM-Solver 2S"),
+    _single(3, _NOISE, "DPM-Solver 3S"),
     _unipc(1),
     _unipc(2, "unipc", "UniPC", "uni_pc_bh2"),
     _unipc(3),

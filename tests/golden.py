@@ -26,6 +26,17 @@ PLANS = {  # file -> arguments of fastdiff.plan
     "dpmpp-3m": {"solver": "dpmpp_3m", "steps": 6, "lower_order_final": False},
     "dpmpp-3m-sde-faithful": {"solver": "dpmpp_3m_sde", "steps": 6, "numerics": "faithful"},
     "dpmsolver-3m": {"solver": "dpmsolver_3m", "steps": 5, "final_sigma": "sigma_min"},
+    "dpmpp-3s": {"solver": "dpmpp_3s", "steps": 7},
+    "dpmpp-3s-heun-sde-faithful": {
+        "solver": "dpmpp_3s_sde",
+        "steps": 6,
+        "spacing": "exponential",
+        "solver_type": "heun",
+        "prediction": "v_prediction",
+        "numerics": "faithful",
+        "begin": 1,
+    },
+    "dpmsolver-2s": {"solver": "dpmsolver_2s", "steps": 6, "final_sigma": "sigma_min"},
     "euler-a-guided": {"solver": "euler_a", "steps": 4, "guidance": [[3.0, 7.5]]},
     "euler-churn": {"solver": "euler", "steps": 4, "s_churn": 1.0, "prediction": "v_prediction"},
     "flow": {

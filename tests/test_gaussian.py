@@ -203,6 +203,18 @@ def test_weak_order(solver, options, want):
     assert SOLVERS[solver].order == want
 
 
+@pytest.mark.parametrize("solver", ["dpmpp_2s_sde", "dpmpp_3s_sde"])
+def test_a_cycle_with_noise_is_of_weak_order_one(solver):
+    """The noise of a row says nothing of that of the row before, which is part of the same way."""
+    got = weak_order(solver, n=192, solver_type="heun", **OPEN)
+    assert got == pytest.approx(1.0, abs=0.15)
+
+
+def test_the_sign_that_is_shipped_stops_3s_sde_from_converging():
+    options = {"solver_type": "heun", "numerics": "faithful", **OPEN}
+    assert weak_order("dpmpp_3s_sde", n=192, **options) == pytest.approx(0.0, abs=0.15)
+
+
 def test_the_sign_that_is_shipped_costs_3m_sde_an_order():
     """sde3_offset = -1 leaves -h^2 d''/2 in every step: first order, worse than 2M SDE."""
     assert weak_order("dpmpp_3m_sde", numerics="faithful", **OPEN) == pytest.approx(1.0, abs=0.15)

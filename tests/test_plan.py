@@ -12,6 +12,7 @@ from fastdiff.predictions import PREDICTIONS
 from fastdiff.registry import SOLVERS
 from fastdiff.schedules import SPACINGS, NoiseSchedule
 from fastdiff.solvers.consistency import consistency
+from fastdiff.solvers.singlestep import singlestep
 from fastdiff.solvers.tcd import tcd
 from fastdiff.solvers.unipc import unipc
 from fastdiff.table import HEAD, G
@@ -177,7 +178,9 @@ def test_equal_levels_are_the_identity(solver):
     if calls == 13:  # at the ends of whole steps
         path = [*path[::2], path[-1]]
     corrects = SOLVERS[solver].row is unipc
-    for j in (0, 2, 3, 6):
+    # the third row of a cycle takes it again, with a prediction at its end
+    again = SOLVERS[solver].row is singlestep and SOLVERS[solver].depths == (2, 1)
+    for j in (0, 3, 6) if again else (0, 2, 3, 6):
         if corrects and j in (2, 6):  # the step before is corrected, and then nothing moves
             lines = HEAD + (1 + plan.keeps) * (4 + plan.history)
             next_, _, begun = plan.rows[j, 0, HEAD:lines].reshape(3, -1)

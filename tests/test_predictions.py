@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastdiff.predictions import PREDICTIONS, convert, perfect
+from fastdiff.predictions import PREDICTIONS, convert, edm, perfect
 
 LEVELS = {  # prediction -> (alpha, sigma, c)
     "epsilon": [(0.6, 0.8, 1.0), (1.0, 14.6, 1 / np.hypot(1, 14.6)), (0.3, 0.7, 1.0)],
@@ -59,3 +59,21 @@ def test_level_without_noise():
 def test_unknown_prediction_lists_the_known(function):
     with pytest.raises(ValueError, match=r"prediction must be one of epsilon, sample, .* 'eps'"):
         function("eps", 0.6, 0.8)
+
+
+@pytest.mark.parametrize("data", [0.5, 1.3])
+@pytest.mark.parametrize("sigma", [0.002, 0.7, 80.0])
+def test_edm_is_its_table(sigma, data):
+    """Karras et al. 2022, table 1: c_skip, c_out; F of unit variance for data of that deviation."""
+    k = edm("epsilon", sigma, data)
+    assert k.kx == pytest.approx(data**2 / (sigma**2 + data**2), rel=1e-14)
+    assert k.ke == pytest.approx(sigma * data / np.hypot(sigma, data), rel=1e-14)
+    x, out = 1.7, -0.4
+    x0 = k.kx * x + k.ke * out
+    assert k.qx * x + k.qe * out == pytest.approx((x - x0) / sigma, rel=1e-9, abs=1e-12)
+    turned = edm("v_prediction", sigma, data)
+    assert (turned.kx, turned.ke, turned.qx, turned.qe) == (k.kx, -k.ke, k.qx, -k.qe)
+    variance = (1 - k.kx) ** 2 * data**2 + k.kx**2 * sigma**2  # of x_0 - c_skip x
+    assert variance / k.ke**2 == pytest.approx(1.0, rel=1e-9)
+    with pytest.raises(ValueError, match="one of epsilon, v_prediction; got 'x'"):
+        edm("x", sigma, data)

@@ -75,7 +75,7 @@ def test_users_names(alias, name):
 @pytest.mark.parametrize(
     ("wrong", "hint"),
     [
-        ("dpmpp_2n", "'dpmpp_2m', "),
+        ("dpmpp_2mm", "'dpmpp_2m', "),
         ("eular", "'euler' or 'euler_a'?"),
         ("DPM++ 2M SDF", "'dpmpp_2m_sde', "),
         ("3m", "'dpmpp_3m"),
@@ -129,7 +129,7 @@ def test_no_guess_where_nothing_is_near(wrong):
 
 def test_every_class_is_that_of_a_row():
     """So that `fastdiff samplers`, fastdiff.plan and fastdiff.sampler know it."""
-    named = {name for row in SOLVERS.values() for name in (row.scheduler[0], *row.classes)}
+    named = {name for row in SOLVERS.values() for name, _ in (row.scheduler, *row.also)}
     public = {name for name in fastdiff.__all__ if name.endswith("Scheduler")}
     assert public - named == {"TableScheduler"}  # which runs a plan, whatever made it
     assert named <= public

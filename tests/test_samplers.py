@@ -9,7 +9,7 @@ import diffusers
 import pytest
 
 import fastdiff
-from fastdiff.cli.samplers import HEAD, collect, diffusers_call, print_samplers, rows
+from fastdiff.cli.samplers import HEAD, collect, diffusers_calls, print_samplers, rows
 from fastdiff.registry import SOLVERS
 
 PAGE = (Path(__file__).parents[1] / "docs/samplers.md").read_text()
@@ -34,7 +34,11 @@ def test_json_holds_the_registry(capsys):
         }
         made = fastdiff.sampler(row["name"], **row["diffusers"]["config"])
         assert type(made).__name__ == row["diffusers"]["class"]
+        assert [(c["class"], c["config"]) for c in row["also"]] == [
+            (name, dict(config)) for name, config in solver.also
+        ]
     euler = next(row for row in read["samplers"] if row["name"] == "euler")
+    assert euler["also"] == [{"class": "EDMEulerScheduler", "config": {}}]
     assert euler["options"]["s_tmax"] == "inf"
 
 
@@ -54,9 +58,10 @@ def test_the_text_has_a_line_for_each_solver(capsys):
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda row: row.name)
 def test_the_call_of_diffusers_runs(solver):
-    name, config = solver.scheduler
-    made = eval(diffusers_call(solver), {name: getattr(diffusers, name)})
-    assert all(made.config[key] == value for key, value in config.items())
+    classes = (solver.scheduler, *solver.also)
+    for (name, config), call in zip(classes, diffusers_calls(solver), strict=True):
+        made = eval(call, {name: getattr(diffusers, name)})
+        assert all(made.config[key] == value for key, value in config.items())
 
 
 def test_the_page_has_the_table():

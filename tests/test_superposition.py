@@ -21,6 +21,8 @@ OPTIONS = {
     "unipc_2": ({}, {"solver_type": "bh1", "lower_order_final": False}),
     "dpmpp_2m": ({}, {"solver_type": "heun", "lower_order_final": False}),
     "dpmpp_3m": ({}, {"numerics": "faithful"}),
+    "dpmpp_3s": ({}, {"solver_type": "heun", "lower_order_final": False}),
+    "dpmpp_3s_sde": ({"numerics": "faithful", "solver_type": "heun", "eta": 0.3},),
     "dpmpp_3m_sde": ({}, {"numerics": "faithful", "eta": 0.3}),
 }
 CASES = [(name, options) for name in SOLVERS for options in OPTIONS.get(name, ({},))]

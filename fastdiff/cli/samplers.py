@@ -32,16 +32,18 @@ def rows() -> list[tuple[str, ...]]:
             solver.draws,
             ", ".join(solver.comfyui),
             ", ".join(solver.a1111),
-            diffusers_call(solver),
+            ", ".join(diffusers_calls(solver)),
         )
         for solver in SOLVERS.values()
     ]
 
 
-def diffusers_call(solver: Solver) -> str:
-    """The class of diffusers with its options, as one writes it."""
-    name, config = solver.scheduler
-    return f"{name}({', '.join(f'{key}={value!r}' for key, value in config.items())})"
+def diffusers_calls(solver: Solver) -> list[str]:
+    """The classes of diffusers that it replaces, with their options, as one writes them."""
+    return [
+        f"{name}({', '.join(f'{key}={value!r}' for key, value in config.items())})"
+        for name, config in (solver.scheduler, *solver.also)
+    ]
 
 
 def _facts(solver: Solver) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def _facts(solver: Solver) -> dict[str, Any]:
         "a1111": list(solver.a1111),
         "others": list(solver.others),
         "diffusers": {"class": name, "config": dict(config)},
+        "also": [{"class": other, "config": dict(config)} for other, config in solver.also],
     }
 
 

@@ -18,6 +18,8 @@ from fastdiff.schedulers.ddim import DDIMScheduler
 from fastdiff.schedulers.ddpm import DDPMScheduler
 from fastdiff.schedulers.deis_multistep import DEISMultistepScheduler
 from fastdiff.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
+from fastdiff.schedulers.dpmsolver_singlestep import DPMSolverSinglestepScheduler
+from fastdiff.schedulers.edm import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from fastdiff.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from fastdiff.schedulers.flow_levels import is_flow
 from fastdiff.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
@@ -56,6 +58,9 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     LMSDiscreteScheduler,
     IPNDMScheduler,
     SCMScheduler,
+    DPMSolverSinglestepScheduler,
+    EDMEulerScheduler,
+    EDMDPMSolverMultistepScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -178,6 +183,9 @@ __all__ = [
     "DDPMScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",

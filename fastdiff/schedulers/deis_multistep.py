@@ -17,10 +17,15 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.schedulers.custom import descending
+from fastdiff.schedulers.flow_levels import FlowLevels
 from fastdiff.schedulers.multistep import Multistep
 
 
-class DEISMultistepScheduler(Multistep, diffusers.DEISMultistepScheduler):  # type: ignore[misc]
+class DEISMultistepScheduler(
+    FlowLevels,
+    Multistep,
+    diffusers.DEISMultistepScheduler,  # type: ignore[misc]
+):
     """Drop-in for diffusers.DEISMultistepScheduler; arXiv:2204.13902.
 
     Configuration, attributes and dtypes as there.

@@ -10,13 +10,18 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fastdiff.schedulers.flow_levels import FlowLevels
 from fastdiff.schedulers.multistep import Multistep
 from fastdiff.schedulers.quirks import parameters
 
 LEARNED = ("learned", "learned_range")
 
 
-class DPMSolverMultistepScheduler(Multistep, diffusers.DPMSolverMultistepScheduler):  # type: ignore[misc]
+class DPMSolverMultistepScheduler(
+    FlowLevels,
+    Multistep,
+    diffusers.DPMSolverMultistepScheduler,  # type: ignore[misc]
+):
     """Drop-in for diffusers.DPMSolverMultistepScheduler; arXiv:2211.01095.
 
     Configuration, attributes, random numbers and dtypes as there.  `numerics` is "faithful" (agrees

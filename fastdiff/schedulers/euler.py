@@ -19,6 +19,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import (
     descending,
     sigmas_to_run,
@@ -50,18 +51,26 @@ class EulerStep(FusedStep):
     def _row(self, grid: Grid, i: int, numbers: tuple[float, ...]) -> Row:
         raise NotImplementedError
 
+    def _conversions(self, grid: Grid) -> Callable[[int, Row, tuple[float, ...]], Conversion]:
+        """How the network's output of a step is converted, closed over numbers only."""
+        prediction, scales = self._config["prediction_type"], 1 / np.sqrt(1 + grid.sigma**2)
+        prediction = "sample" if prediction == "original_sample" else prediction
+
+        def convert(i: int, row: Row, numbers: tuple[float, ...]) -> Conversion:
+            return conversion(prediction, grid, i, float(scales[i]), row.churn)
+
+        return convert
+
     def _builder(self) -> Callable[[Place], Entry]:
         sigmas = self._levels()
-        grid, scales = Grid(np.ones_like(sigmas), sigmas), 1 / np.sqrt(1 + sigmas**2)
-        prediction = self._config["prediction_type"]
-        prediction = "sample" if prediction == "original_sample" else prediction
-        make = type(self)._row
+        grid = Grid(np.ones_like(sigmas), sigmas)
+        make, convert = type(self)._row, self._conversions(grid)
 
         def build(place: Any) -> Entry:
             i, numbers = place
             within(i, sigmas)
             row = make(None, grid, i, numbers)  # type: ignore[arg-type]
-            k = conversion(prediction, grid, i, float(scales[i]), row.churn)
+            k = convert(i, row, numbers)
             drawn = row.churn is not None or make is EulerAncestralDiscreteScheduler._row
             return Entry(encode(row, k), draw=drawn, reads=0)
 
@@ -82,7 +91,9 @@ class EulerStep(FusedStep):
         sample: Tensor,
         numbers: tuple[float, ...],
         generator: torch.Generator | None,
+        given: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """(x', x_0) of a step.  given: x_0, where the caller knows it, as the row expects."""
         if isinstance(timestep, INTEGERS):
             raise an_index()
         if not self.is_scale_input_called and not self.__dict__.get("_warned"):
@@ -103,10 +114,18 @@ class EulerStep(FusedStep):
         # diffusers takes the sample in float32
         x0_dtype = out if state.facts else torch.promote_types(torch.float32, out)
         prev, x0, _ = self._apply(
-            rows, place, entry, sample, model_output, (), noise, out, x0_dtype
+            rows,
+            place,
+            entry,
+            sample,
+            model_output if given is None else given,
+            (),
+            noise,
+            out,
+            x0_dtype,
         )
         self._step_index = i + 1
-        return prev, x0
+        return prev, x0 if given is None else given
 
 
 class EulerDiscreteScheduler(EulerStep, diffusers.EulerDiscreteScheduler):  # type: ignore[misc]

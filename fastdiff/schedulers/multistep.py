@@ -16,7 +16,6 @@ from torch import Tensor
 from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import descending, exact_timesteps, vector, whole_steps
 from fastdiff.schedulers.flow_levels import (
-    FlowLevels,
     check_mu,
     flow_levels,
     in_a_flow,
@@ -25,11 +24,16 @@ from fastdiff.schedulers.flow_levels import (
 )
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
 from fastdiff.solvers.dpmpp import dpmpp
-from fastdiff.solvers.row import NOISE, Grid, Row
+from fastdiff.solvers.row import NOISE, Grid, Row, Weights
 from fastdiff.table import conversion, encode, noise_from_data, trimmed
 
 
-class Multistep(FlowLevels, FusedStep):
+def latest(grid: Grid, i: int, k: int, **options: Any) -> Weights:
+    """What a row of `dpmpp` makes the next sample of."""
+    return trimmed(dpmpp(grid, i, k, **options).next)
+
+
+class Multistep(FusedStep):
     """Mixed into a diffusers scheduler class whose steps are rows of `dpmpp`."""
 
     sigmas: Tensor
@@ -39,9 +43,11 @@ class Multistep(FlowLevels, FusedStep):
     lower_order_nums: int
     _sigma_to_t: Callable[..., Any]
     _noise_by_data = False  # the noise is what is left of x without the prediction of x_0
+    # of a row: (grid, i, second half of the place, **options)
+    _weights: Callable[..., Weights] = staticmethod(latest)
 
     def _options(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Options of `dpmpp` for a config."""
+        """Options of `_weights` for a config."""
         raise NotImplementedError
 
     def _stock_timesteps(self, steps: int | None, mu: float | None, timesteps: Any) -> None:
@@ -144,8 +150,12 @@ class Multistep(FlowLevels, FusedStep):
             whole = self._sigma_to_t(body, np.log(levels)).round()
             times = torch.from_numpy(whole.astype(np.int64))
         self.timesteps = times
-        self.num_inference_steps = len(body)
-        self.model_outputs = [None] * config.solver_order
+        self._restart(len(body))
+
+    def _restart(self, steps: int) -> None:
+        """Before a run on custom sigmas, as set_timesteps of diffusers leaves it."""
+        self.num_inference_steps = steps
+        self.model_outputs = [None] * self.config.solver_order
         self.lower_order_nums = 0
         self._step_index = self._begin_index = None
 
@@ -167,14 +177,14 @@ class Multistep(FlowLevels, FusedStep):
         else:
             alpha = 1 / np.sqrt(1 + sigmas**2)
             grid = Grid(alpha, sigmas * alpha)
-        options, by_data = self._options(config), self._noise_by_data
+        options, by_data, weights = self._options(config), self._noise_by_data, self._weights
         data, sde = options["predict"] == "data", options.get("eta", 0.0) > 0
         prediction, thresholding = config["prediction_type"], config["thresholding"]
 
         def build(place: Any) -> Entry:
             i, k = place
             within(i, sigmas)
-            move = trimmed(dpmpp(grid, i, k, **options).next)
+            move = weights(grid, i, k, **options)
             # "++" keeps x_0, which the op returns anyway
             row = Row(move, () if data else (NOISE,))
             a, s = float(grid.alpha[i]), float(grid.sigma[i])
@@ -205,10 +215,16 @@ class Multistep(FlowLevels, FusedStep):
     def _unknown_timestep(self, timestep: Any) -> int:
         return len(self.timesteps) - 1  # as diffusers
 
+    def _drawn(
+        self, model_output: Tensor, sample: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Fresh noise of a step."""
+        return draw(model_output, generator, torch.float32)
+
     def _multistep(
         self,
         model_output: Tensor,
-        timestep: int | Tensor,
+        timestep: float | Tensor,
         sample: Tensor,
         generator: torch.Generator | None,
         variance_noise: Tensor | None,
@@ -229,7 +245,7 @@ class Multistep(FlowLevels, FusedStep):
         noise = None
         if entry.draw:
             if variance_noise is None:
-                noise = draw(model_output, generator, torch.float32)
+                noise = self._drawn(model_output, sample, generator)
             else:
                 noise = variance_noise.to(model_output.device, torch.float32)
         # diffusers converts first: x' has the dtype of what it keeps

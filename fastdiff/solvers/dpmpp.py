@@ -92,19 +92,11 @@ def dpmpp(
 
     if h < 0:  # towards the noise there is no reverse SDE: the ODE (diffusers: NaN)
         eta = 0.0
-    if predict == "data":
-        z = (1 + eta) * h
-        x = s1 / s * math.exp(-eta * h)
-        g = -a1 * math.expm1(-z)  # weight of d
-        slope = a1 * z * phi(2, -z)  # of h d'
-        second = a1 * (d2_scale * z * phi(3, -z) + (sde3_offset if eta > 0 else 0.0))
-        noise = s1 * s_noise * math.sqrt(-math.expm1(-2 * eta * h))
-    else:
-        x = a1 / a
-        g = -(1 + eta) * s1 * h * phi(1, h)
-        slope = -(1 + eta) * s1 * h * phi(2, h)
-        second = -(1 + eta) * s1 * d2_scale * h * phi(3, h)
-        noise = s1 * s_noise * math.sqrt(eta * math.expm1(2 * h))
+    x, g, slope, bend, noise = integrals((a, s), (a1, s1), h, predict, eta)
+    second = d2_scale * bend
+    if predict == "data" and eta > 0:
+        second += a1 * sde3_offset
+    noise *= s_noise
 
     use = order_at(i, n, k, order, lower_order_final, euler_at_final)
     weights = _differences(grid, i, h, use, g, slope, second, solver_type)
@@ -112,6 +104,28 @@ def dpmpp(
     if predict == "data":
         return Row(Weights(x=x, d=now, z=noise, h=older), (kept,) if past else ())
     return Row(Weights(x=x, n=now, z=noise, h=older), (kept,) if past else ())
+
+
+def integrals(
+    here: tuple[float, float], there: tuple[float, float], h: float, predict: str, eta: float
+) -> tuple[float, float, float, float, float]:
+    """Weights of x, of P(0), h P'(0) and h^2 P''(0) for a polynomial P through the predictions, and
+    of z: a step of length h from (alpha, sigma) here to there.
+    """
+    (a, s), (a1, s1) = here, there
+    if predict == "data":
+        z = (1 + eta) * h
+        noise = s1 * math.sqrt(-math.expm1(-2 * eta * h))
+        x = s1 / s * math.exp(-eta * h)
+        return x, -a1 * math.expm1(-z), a1 * z * phi(2, -z), a1 * z * phi(3, -z), noise
+    factor = -(1 + eta) * s1 * h
+    return (
+        a1 / a,
+        factor * phi(1, h),
+        factor * phi(2, h),
+        factor * phi(3, h),
+        s1 * math.sqrt(eta * math.expm1(2 * h)),
+    )
 
 
 def _differences(

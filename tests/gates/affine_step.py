@@ -106,7 +106,9 @@ def launches(capability: int) -> Iterator[Launch]:
         for present in everything(pair):
             # With two vectors kept, a ring and memory for them besides is more than anybody asks
             # for at once, and with narrow accesses would spill: as the loop and as a step has it.
-            real = ((LOOP, True), (STEP, False)) if pair[0] > 1 else ((present, True),)
+            noise = present & {"noise_ptr", "seeds_ptr"}
+            seldom = ((LOOP | noise, True), (STEP | noise, False))
+            real = seldom if pair[0] > 1 else ((present, True),)
             for operands, ring in real:
                 yield launch(*pair, state, network, operands, ring=ring, aligned=False)
                 yield launch(*pair, state, network, operands, ring=ring, whole=False)

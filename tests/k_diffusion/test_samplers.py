@@ -298,8 +298,8 @@ def test_names_and_signatures(name):
 def test_any_name_of_the_registry_and_no_other():
     assert k_diffusion.sample_k_euler_a is k_diffusion.sample_euler_ancestral
     assert set(NAMES) <= set(dir(k_diffusion))
-    with pytest.raises(AttributeError, match=r"got 'dpmpp_2n'\. Did you mean 'dpmpp_2m'"):
-        k_diffusion.sample_dpmpp_2n  # noqa: B018
+    with pytest.raises(AttributeError, match=r"got 'dpmpp_2mm'\. Did you mean 'dpmpp_2m'"):
+        k_diffusion.sample_dpmpp_2mm  # noqa: B018
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         k_diffusion.nothing  # noqa: B018
 

@@ -27,15 +27,15 @@ Generators must end in the same state: same numbers drawn, in the same order and
 
 import inspect
 
-from .classes import FLOWS, LMS, NAMES, ONE_RESULT, stock
+from .classes import EDM, FLOWS, LMS, NAMES, ONE_RESULT, SINGLE, stock
 from .options import draw
 from .runs import Case, finite, gaps, level, mine, reference, theirs
 
 REL = 1e-5
 COUNT = {8: 120, 20: 60, 50: 20}  # draws per class
-# DPM-Solver has twice the options of the others, flow matching half; of two calls a step runs are
-# twice as long
-WEIGHT = {"DPMSolverMultistepScheduler": 2, **dict.fromkeys(FLOWS, 0.5)}
+# DPM-Solver has twice the options of the others and shares them with singlestep; flow matching and
+# EDM have half; of two calls a step runs are twice as long
+WEIGHT = {"DPMSolverMultistepScheduler": 2, **dict.fromkeys((*FLOWS, *EDM, SINGLE), 0.5)}
 WEIGHT |= {name: 0.3 for name in NAMES if name not in FLOWS and stock(name).order == 2}
 WEIGHT[LMS] = 0.5  # SciPy integrates every weight in diffusers
 

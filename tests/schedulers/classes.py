@@ -16,6 +16,7 @@ import fastdiff
 
 DPM = "DPMSolverMultistepScheduler"
 DDIM = "DDIMScheduler"
+SINGLE = "DPMSolverSinglestepScheduler"
 EULER = "EulerDiscreteScheduler"
 EULER_A = "EulerAncestralDiscreteScheduler"
 DDPM = "DDPMScheduler"
@@ -30,8 +31,11 @@ HEUN = "HeunDiscreteScheduler"
 KDPM2 = "KDPM2DiscreteScheduler"
 LMS = "LMSDiscreteScheduler"
 KDPM2_A = "KDPM2AncestralDiscreteScheduler"
+EDM_EULER = "EDMEulerScheduler"
+EDM_DPM = "EDMDPMSolverMultistepScheduler"
+EDM = (EDM_EULER, EDM_DPM)
 NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD)
-NAMES += (FLOW_EULER, FLOW_LCM, FLOW_HEUN, HEUN, KDPM2, KDPM2_A, LMS)
+NAMES += (FLOW_EULER, FLOW_LCM, FLOW_HEUN, HEUN, KDPM2, KDPM2_A, LMS, SINGLE, *EDM)
 
 
 PLAIN_TIMES = {  # diffusers' own, in whose place conftest.py puts a faster one
@@ -55,14 +59,20 @@ def calls(name: str, steps: int) -> int:
 
 
 # what tests ask of a class; never its place in NAMES
-WITH_BETAS = tuple(name for name in NAMES if takes(name, "beta_start"))  # not flow matching
-FLOWS = tuple(name for name in NAMES if name not in WITH_BETAS)
+WITH_BETAS = tuple(name for name in NAMES if takes(name, "beta_start"))
+FLOWS = tuple(name for name in NAMES if name not in (*WITH_BETAS, *EDM))
 WITH_INDEX = tuple(name for name in NAMES if hasattr(stock(name), "step_index"))  # not DDIM, DDPM
 WITH_SIGMAS = tuple(name for name in NAMES if hasattr(stock(name)(), "sigmas"))
 WITH_GENERATOR = tuple(n for n in NAMES if "generator" in signature(stock(n).step).parameters)
 WITH_HISTORY = tuple(name for name in NAMES if hasattr(stock(name)(), "model_outputs"))
-ONE_RESULT = (DPM, UNIPC, DEIS, FLOW_EULER, FLOW_LCM, FLOW_HEUN)  # step returns the sample alone
-UNKNOWN_IS_LAST = (DPM, UNIPC, DEIS)  # a timestep that is nowhere means the last one
+ONE_RESULT = (DPM, SINGLE, UNIPC, DEIS, FLOW_EULER, FLOW_LCM, FLOW_HEUN, EDM_DPM)  # sample alone
+UNKNOWN_IS_LAST = (
+    DPM,
+    SINGLE,
+    UNIPC,
+    DEIS,
+    EDM_DPM,
+)  # a timestep that is nowhere means the last one
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _fresh = itertools.count()
 
@@ -75,6 +85,8 @@ def base(name: str) -> dict[str, Any]:
 def unused(name: str) -> dict[str, Any]:
     """Like base, of a schedule that nobody has made yet: no row of it is anywhere."""
     j = next(_fresh)
+    if name in EDM:
+        return {"sigma_max": 79 + 1e-4 * j}
     return SD | {"beta_end": 0.0119 + 1e-7 * j} if name in WITH_BETAS else {"shift": 2 + 1e-4 * j}
 
 

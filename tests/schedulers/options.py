@@ -91,6 +91,18 @@ TABLE: dict[str, dict[str, list[Any]]] = {
         "prediction_type": ["epsilon", "sample", "v_prediction"],
     },
 }
+TABLE["DPMSolverSinglestepScheduler"] = {
+    key: values
+    for key, values in TABLE["DPMSolverMultistepScheduler"].items()
+    if key
+    not in (
+        "timestep_spacing",
+        "steps_offset",
+        "rescale_betas_zero_snr",
+        "euler_at_final",
+        "use_lu_lambdas",
+    )
+} | {"algorithm_type": ["dpmsolver++", "sde-dpmsolver++", "dpmsolver"]}
 TABLE["UniPCMultistepScheduler"] = {
     key: TABLE["DPMSolverMultistepScheduler"][key]
     for key in (
@@ -198,6 +210,29 @@ TABLE["LMSDiscreteScheduler"] = TABLE["KDPM2DiscreteScheduler"] | {
     "prediction_type": ["epsilon", "sample", "v_prediction"],
     "step.order": [4, 4, 1, 3],
 }
+TABLE["EDMEulerScheduler"] = {
+    "sigma_min": [0.002, 0.02],
+    "sigma_max": [80.0, 20.0],
+    "sigma_data": [0.5, 1.2],
+    "sigma_schedule": ["karras", "exponential"],
+    "num_train_timesteps": [1000, 400],
+    "prediction_type": ["epsilon", "v_prediction"],
+    "rho": [7.0, 5.0],
+    "final_sigmas_type": ["zero", "sigma_min"],
+    "step.s_churn": [0.0, 0.0, 5.0, 40.0],
+    "step.s_tmin": [0.0, 0.3],
+    "step.s_tmax": [float("inf"), 9.0],
+    "step.s_noise": [1.0, 1.007],
+}
+TABLE["EDMDPMSolverMultistepScheduler"] = {
+    **{k: v for k, v in TABLE["EDMEulerScheduler"].items() if not k.startswith("step.")},
+    **_LIMITS,
+    "solver_order": [1, 2, 3],
+    "algorithm_type": ["dpmsolver++", "sde-dpmsolver++"],
+    "solver_type": ["midpoint", "heun"],
+    "lower_order_final": [True, False],
+    "euler_at_final": [False, True],
+}
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -218,14 +253,18 @@ def accepted(name: str, c: dict[str, Any], steps: int) -> bool:
         return False
     if c["num_train_timesteps"] < 8 * steps:  # no level twice
         return False
-    if name == "DPMSolverMultistepScheduler":
+    if name in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"):
         if not c["algorithm_type"].endswith("++"):
             if c["final_sigmas_type"] == "zero" or c["prediction_type"] == "flow_prediction":
                 return False
             if c["algorithm_type"] == "sde-dpmsolver" and c["solver_order"] == 3:
                 return False  # UnboundLocalError in diffusers
-        if c["use_flow_sigmas"] and c["rescale_betas_zero_snr"]:
+            if c["thresholding"] and name == "DPMSolverSinglestepScheduler":
+                return False  # takes alpha of all timesteps at once
+        if c["use_flow_sigmas"] and c.get("rescale_betas_zero_snr"):
             return False  # one meaning for "the last level" is enough
+    if name == "EDMDPMSolverMultistepScheduler" and c["solver_order"] == 3:
+        return c["algorithm_type"] == "dpmsolver++"  # else UnboundLocalError in diffusers
     if name == "UniPCMultistepScheduler":
         if c["final_sigmas_type"] == "zero" and (
             c["solver_type"] == "bh1" or not c["lower_order_final"] or not c["predict_x0"]

@@ -22,21 +22,25 @@ from torch import Tensor
 from . import (
     double_precision,
     double_precision_consistency,
+    double_precision_edm,
     double_precision_exponential,
     double_precision_flow,
     double_precision_linear,
+    double_precision_singlestep,
     double_precision_two_calls,
 )
-from .classes import FLOW_EULER, FLOW_LCM, ONE_RESULT, WITH_BETAS, ours, stock
+from .classes import EDM, FLOW_EULER, FLOW_LCM, ONE_RESULT, WITH_BETAS, ours, stock
 from .loops import scaled
 
 RECURSION = (
     double_precision.RECURSION
     | double_precision_exponential.RECURSION
     | double_precision_consistency.RECURSION
+    | double_precision_edm.RECURSION
     | double_precision_flow.RECURSION
     | double_precision_two_calls.RECURSION
     | double_precision_linear.RECURSION
+    | double_precision_singlestep.RECURSION
 )
 SPREAD, REACH = 0.8, 2.5  # standard deviation of the data; largest prediction
 
@@ -86,6 +90,9 @@ def called_at(s: Any, i: int) -> float:
 
 def level(s: Any, i: int) -> tuple[float, float, float]:
     """(alpha, sigma, scale of the latents) where the network is called on step i."""
+    if "sigma_data" in s.config:
+        alpha = 1 / math.sqrt(1 + float(s.sigmas[i]) ** 2)
+        return alpha, float(s.sigmas[i]) * alpha, 1 / alpha
     if not hasattr(s, "alphas_cumprod"):  # flow matching; inverted: sigmas of 1 are clean
         sigma = float(s.sigmas[i])
         return (sigma, 1 - sigma, 1.0) if s.config.get("invert_sigmas") else (1 - sigma, sigma, 1.0)
@@ -102,7 +109,7 @@ def level(s: Any, i: int) -> tuple[float, float, float]:
 def channels(case: Case) -> tuple[int, bool]:
     """(channels of the latents, does the network also predict a variance)."""
     learned = case.config.get("variance_type") in ("learned", "learned_range")
-    if case.name == "DPMSolverMultistepScheduler":
+    if case.name in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"):
         learned = learned and case.config.get("prediction_type", "epsilon") == "epsilon"
     return (3, True) if learned else (4, False)
 
@@ -113,7 +120,7 @@ def shape(case: Case) -> tuple[int, ...]:
 
 def network(case: Case) -> Callable[[Tensor, int], Tensor]:
     """model(x, i) in float64, x as the scheduler holds it (diffusers' sigma scaling included)."""
-    usual = "epsilon" if case.name in WITH_BETAS else "flow_prediction"
+    usual = "epsilon" if case.name in (*WITH_BETAS, *EDM) else "flow_prediction"
     kind, extra = case.config.get("prediction_type", usual), channels(case)[1]
     sign = -1 if case.config.get("invert_sigmas") else 1  # the velocity of a level that goes up
 
@@ -122,6 +129,10 @@ def network(case: Case) -> Callable[[Tensor, int], Tensor]:
         x = x.double() / scale
         slope = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
         x0 = REACH * torch.tanh(slope * x / REACH) + 0.3 * alpha * torch.sin(2 * x.roll(1, -1))
+        if case.name in EDM:  # which is told to be x_0 = c_skip x + c_out F
+            data, ratio = case.config.get("sigma_data", 0.5), sigma / alpha
+            skip, out = data**2 / (ratio**2 + data**2), ratio * data / math.hypot(ratio, data)
+            return (-1 if kind == "v_prediction" else 1) * (x0 - skip * x * scale) / out
         noise = (x - alpha * x0) / sigma
         out = {
             "epsilon": noise,

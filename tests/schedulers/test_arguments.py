@@ -7,6 +7,8 @@ from .classes import (
     DDIM,
     DDPM,
     DPM,
+    EDM_DPM,
+    EDM_EULER,
     EULER,
     EULER_A,
     FLOW_EULER,
@@ -16,6 +18,7 @@ from .classes import (
     KDPM2_A,
     NAMES,
     SD,
+    SINGLE,
     WITH_BETAS,
     WITH_HISTORY,
     WITH_INDEX,
@@ -31,6 +34,9 @@ SDE = {"algorithm_type": "sde-dpmsolver++"}
 NOISY = [
     (DPM, SDE, {}),
     (DDIM, {}, {"eta": 0.8}),
+    (SINGLE, SDE, {}),
+    (EDM_EULER, {}, {"s_churn": 30.0}),
+    (EDM_DPM, SDE, {}),
     (EULER, {}, {"s_churn": 30.0}),
     (EULER_A, {}, {}),
     (DDPM, {}, {}),
@@ -284,7 +290,9 @@ class TestOtherMethods:
 
     @pytest.mark.parametrize("name", WITH_BETAS)
     def test_scale_model_input_and_init_noise_sigma(self, name):
-        mine, theirs = both(name, **base(name), timestep_spacing="leading", steps_offset=1)
+        more = {"timestep_spacing": "leading", "steps_offset": 1}
+        more = more if takes(name, "timestep_spacing") else {}
+        mine, theirs = both(name, **base(name) | more)
         for s in (mine, theirs):
             s.set_timesteps(8)
         x = torch.randn(SHAPE)

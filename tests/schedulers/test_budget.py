@@ -26,6 +26,14 @@ CASES = {
         {"algorithm_type": "sde-dpmsolver++"},
         {"prediction_type": "v_prediction", "solver_order": 1},
     ],
+    "DPMSolverSinglestepScheduler": [
+        {"use_karras_sigmas": True},
+        {"solver_order": 3, "solver_type": "heun"},
+        {"algorithm_type": "sde-dpmsolver++"},
+        {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+    ],
+    "EDMEulerScheduler": [{}, {"call": {"s_churn": 30.0}}],
+    "EDMDPMSolverMultistepScheduler": [{}, {"algorithm_type": "sde-dpmsolver++"}],
     "UniPCMultistepScheduler": [
         {},
         {"solver_order": 3, "use_karras_sigmas": True},

@@ -18,6 +18,9 @@ from .classes import (
     DDPM,
     DEIS,
     DPM,
+    EDM,
+    EDM_DPM,
+    EDM_EULER,
     EULER,
     EULER_A,
     FLOW_EULER,
@@ -30,6 +33,7 @@ from .classes import (
     LMS,
     NAMES,
     SD,
+    SINGLE,
     TCD,
     UNIPC,
     WITH_BETAS,
@@ -47,7 +51,12 @@ from .runs import called_at
 
 def plain(name):
     """A config that is not the default in all it says."""
-    return SD | {"steps_offset": 1} if takes(name, "beta_start") else {"shift": 3.0}
+    if name in EDM:
+        return {"sigma_max": 60.0}
+    if not takes(name, "beta_start"):
+        return {"shift": 3.0}
+    more = {"steps_offset": 1} if takes(name, "steps_offset") else {"lambda_min_clipped": -5.1}
+    return SD | more
 
 
 def parameters(function):
@@ -130,8 +139,9 @@ def test_from_config_of_every_other_class(name, source):
     config = json.loads(getattr(diffusers, source)(**plain(source)).to_json_string())
     try:
         theirs = stock(name).from_config(config)
-    except ValueError as error:  # DPM-Solver with DEIS's algorithm_type and its own last level
-        with pytest.raises(ValueError, match=re.escape(str(error))):
+    except (TypeError, ValueError) as error:
+        # DPM-Solver with DEIS's algorithm_type and its own last level; EDM with sigma_min=None
+        with pytest.raises(type(error), match=re.escape(str(error))):
             ours(name).from_config(config)
         return
     mine = ours(name).from_config(config)
@@ -141,6 +151,7 @@ def test_from_config_of_every_other_class(name, source):
 
 NEW = {
     DPM: {"prediction_type": "v_prediction", "algorithm_type": "sde-dpmsolver++"},
+    SINGLE: {"prediction_type": "v_prediction", "algorithm_type": "sde-dpmsolver++"},
     DDIM: {"clip_sample": False, "prediction_type": "v_prediction"},
     EULER: {"prediction_type": "v_prediction"},
     EULER_A: {"prediction_type": "v_prediction"},
@@ -156,6 +167,8 @@ NEW = {
     KDPM2: {"prediction_type": "v_prediction"},
     KDPM2_A: {"prediction_type": "v_prediction"},
     LMS: {"prediction_type": "v_prediction"},
+    EDM_EULER: {"prediction_type": "v_prediction", "sigma_data": 0.8},
+    EDM_DPM: {"prediction_type": "v_prediction", "algorithm_type": "sde-dpmsolver++"},
 }
 
 
@@ -187,6 +200,7 @@ def test_a_config_replaced_after_construction_counts(name, how, when):
 
 KINDS = [list, np.array, torch.tensor, tuple]
 TIMES = [981, 700, 333, 100, 1]
+C_NOISE = [1.0, 0.75, 0.25, -0.5, -1.25]
 SIGMAS = [12.0, 5.5, 2.0, 0.8, 0.1, 0.0]
 
 
@@ -194,8 +208,9 @@ SIGMAS = [12.0, 5.5, 2.0, 0.8, 0.1, 0.0]
 @pytest.mark.parametrize("name", NAMES)
 def test_custom_timesteps_in_any_container(name, kind):
     s = ours(name)(**base(name))
-    s.set_timesteps(timesteps=kind(TIMES))
-    assert s.timesteps[:: s.order].tolist() == TIMES
+    times = C_NOISE if name in EDM else TIMES
+    s.set_timesteps(timesteps=kind(times))
+    assert s.timesteps[:: s.order].tolist() == times
     if "timesteps" in inspect.signature(stock(name).set_timesteps).parameters:
         theirs = stock(name)(**base(name))
         theirs.set_timesteps(timesteps=TIMES)

@@ -23,6 +23,27 @@ KINDS = {
         "sde": {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
         "threshold": {"thresholding": True},
     },
+    "DPMSolverSinglestepScheduler": {
+        "epsilon": {},
+        "sample": {"prediction_type": "sample"},
+        "v": {"prediction_type": "v_prediction"},
+        "noise": {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+        "sde": {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+        "sde of sample": {"algorithm_type": "sde-dpmsolver++", "prediction_type": "sample"},
+        "threshold": {"thresholding": True},
+    },
+    "EDMEulerScheduler": {
+        "epsilon": {},
+        "v": {"prediction_type": "v_prediction"},
+        "churn": {"call": {"s_churn": 30.0}},
+    },
+    "EDMDPMSolverMultistepScheduler": {
+        "epsilon": {},
+        "v": {"prediction_type": "v_prediction"},
+        "third": {"solver_order": 3},
+        "sde": {"algorithm_type": "sde-dpmsolver++"},
+        "threshold": {"thresholding": True},
+    },
     "UniPCMultistepScheduler": {
         "epsilon": {},
         "third": {"solver_order": 3},

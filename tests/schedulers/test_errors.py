@@ -8,6 +8,9 @@ from .classes import (
     DDIM,
     DDPM,
     DPM,
+    EDM,
+    EDM_DPM,
+    EDM_EULER,
     EULER,
     EULER_A,
     FLOW_EULER,
@@ -15,6 +18,7 @@ from .classes import (
     FLOW_LCM,
     LCM,
     NAMES,
+    SINGLE,
     TCD,
     UNIPC,
     WITH_BETAS,
@@ -28,14 +32,14 @@ from .classes import (
 from .loops import SHAPE, answer, first_step, loop, same, seeded
 
 
-@pytest.mark.parametrize("name", [DPM, DDIM, UNIPC, FLOW_HEUN])
+@pytest.mark.parametrize("name", [DPM, SINGLE, DDIM, UNIPC, FLOW_HEUN, EDM_DPM])
 def test_step_before_set_timesteps(name):
     s = ours(name)(**base(name))
     with pytest.raises(ValueError, match="set_timesteps"):
         s.step(torch.zeros(SHAPE), 1, torch.zeros(SHAPE))
 
 
-@pytest.mark.parametrize("name", [EULER, EULER_A, FLOW_EULER, FLOW_LCM])
+@pytest.mark.parametrize("name", [EULER, EULER_A, FLOW_EULER, FLOW_LCM, EDM_EULER])
 def test_euler_steps_on_the_training_levels_before_set_timesteps(name):
     mine, theirs = both(name, **base(name))
     x = torch.randn(SHAPE)
@@ -59,7 +63,7 @@ def test_a_history_of_another_shape_is_named(name):
     s = ours(name)(**base(name))
 
     def edit(i, s, x):
-        if i == 4:
+        if i == (3 if name == SINGLE else 4):  # where history is read
             s.model_outputs = [m[:, :, :2] for m in s.model_outputs]
 
     with pytest.raises(ValueError, match=r"model_outputs|history"):
@@ -97,6 +101,9 @@ def test_a_step_after_the_last_one(name):
     ("name", "given", "named"),
     [
         (DPM, {}, "num_inference_steps"),
+        (SINGLE, {}, "num_inference_steps"),
+        (SINGLE, {"timesteps": [9, 3], "sigmas": [1.0, 0.0]}, "sigmas"),
+        (SINGLE, {"sigmas": [1.0, 2.0, 0.0]}, "sigmas"),
         (DDIM, {}, "num_inference_steps"),
         (DDIM, {"num_inference_steps": 2000}, "num_inference_steps"),
         (DDPM, {"num_inference_steps": 2000}, "num_inference_steps"),
@@ -113,7 +120,19 @@ def test_a_step_after_the_last_one(name):
         (EULER_A, {"sigmas": [3.0, float("nan")]}, "sigmas"),
         (DDIM, {"timesteps": [[9, 3]]}, "timesteps"),
         (DDIM, {"timesteps": ["a"]}, "timesteps"),
-        *((name, {"num_inference_steps": 4, "mu": 0.5}, "mu") for name in WITH_BETAS),
+        *((name, {"num_inference_steps": 4, "mu": 0.5}, "mu") for name in (*WITH_BETAS, *EDM)),
+        (EDM_EULER, {}, "num_inference_steps"),
+        (EDM_EULER, {"sigmas": [0.0, 0.5], "timesteps": [1.0, 0.5]}, "not both"),
+        (EDM_EULER, {"sigmas": 0.5}, "sigmas must be one-dimensional"),
+        (EDM_EULER, {"num_inference_steps": 3, "sigmas": [0.0, 1.0]}, "num_inference_steps"),
+        (EDM_EULER, {"timesteps": [0.5, 1.0]}, "timesteps must be log"),
+        (EDM_EULER, {"timesteps": [900.0, 1.0]}, "timesteps must be log"),
+        (EDM_DPM, {}, "num_inference_steps"),
+        (EDM_DPM, {"timesteps": [0.5, 1.0]}, "timesteps must be log"),
+        (EDM_DPM, {"sigmas": [0.5, 1.0]}, "sigmas must go down"),
+        (EDM_DPM, {"sigmas": [0.0]}, "sigmas must be above 0"),
+        (EDM_DPM, {"sigmas": [2.0, 0.0, 0.0]}, "sigmas must be above 0"),
+        (EDM_DPM, {"num_inference_steps": 4, "sigmas": [2.0, 1.0]}, "num_inference_steps"),
         *(  # even where they agree, as diffusers
             (name, {"num_inference_steps": 2, "timesteps": [500, 4]}, "not both")
             for name in (LCM, TCD)
@@ -154,7 +173,8 @@ def test_a_number_of_steps_beside_others_is_refused(name):
 @pytest.mark.parametrize("wrong", [None, np.zeros(SHAPE, np.float32), [1.0]], ids=type)
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_no_tensor_is_named(name, wrong, prediction):
-    config = {"prediction_type": prediction} if takes(name, "prediction_type") else {}
+    known = takes(name, "prediction_type") and name not in EDM  # which has no "sample"
+    config = {"prediction_type": prediction} if known else {}
     s, t, e, x = first_step(name, **config)
     with pytest.raises(TypeError, match=r"model_output must be a tensor .*; got (None|nd|list)"):
         s.step(wrong, t, x)

@@ -28,6 +28,7 @@ from .classes import (
     LCM,
     LMS,
     SD,
+    SINGLE,
     TCD,
     UNIPC,
     WITH_BETAS,
@@ -42,6 +43,7 @@ from .pipelines import KINDS, inputs, mask, networks, picture, pipeline
 
 CONFIGS = {
     DPM: [{"use_karras_sigmas": True}, {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}],
+    SINGLE: [{}, {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "solver_type": "heun"}],
     DDIM: [{"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}],
     EULER: [{}, {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}],
     EULER_A: [{}],

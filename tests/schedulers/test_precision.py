@@ -20,6 +20,25 @@ CASES = {
         SD | {"algorithm_type": "sde-dpmsolver++", "prediction_type": "v_prediction"},
         20,
     ),
+    "2s-karras": Case("DPMSolverSinglestepScheduler", SD | {"use_karras_sigmas": True}, 20),
+    "3s-sde-v": Case(
+        "DPMSolverSinglestepScheduler",
+        SD
+        | {
+            "solver_order": 3,
+            "solver_type": "heun",
+            "algorithm_type": "sde-dpmsolver++",
+            "prediction_type": "v_prediction",
+        },
+        20,
+    ),
+    "edm-euler": Case("EDMEulerScheduler", {}, 20, {"s_churn": 8.0}),
+    "edm-3m": Case("EDMDPMSolverMultistepScheduler", {"solver_order": 3}, 20),
+    "edm-sde-v": Case(
+        "EDMDPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "prediction_type": "v_prediction"},
+        20,
+    ),
     "ddim": Case("DDIMScheduler", SD | {"clip_sample": False, "set_alpha_to_one": False}, 20),
     "ddim-eta": Case("DDIMScheduler", SD | {"clip_sample": True}, 20, {"eta": 0.7}),
     "ddim-sample": Case("DDIMScheduler", SD | {"prediction_type": "sample"}, 20),

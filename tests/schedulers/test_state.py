@@ -18,6 +18,7 @@ from .classes import (
     KDPM2_A,
     LCM,
     SD,
+    SINGLE,
     TCD,
     UNIPC,
     WITH_GENERATOR,
@@ -198,6 +199,8 @@ class TestHistory:
         def edit(i, s, x):
             if i == 4:
                 s.model_outputs = [m[:, :, :3].clone() for m in s.model_outputs]
+                if name == SINGLE:
+                    s.sample = s.sample[:, :, :3].clone()
                 if name == UNIPC:
                     s.last_sample = s.last_sample[:, :, :3].clone()
                 return x[:, :, :3].clone()

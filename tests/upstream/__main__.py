@@ -41,6 +41,9 @@ FILES = {
     "KDPM2AncestralDiscreteScheduler": "test_scheduler_kdpm2_ancestral.py",
     "LMSDiscreteScheduler": "test_scheduler_lms.py",
     "IPNDMScheduler": "test_scheduler_ipndm.py",
+    "DPMSolverSinglestepScheduler": "test_scheduler_dpm_single.py",
+    "EDMEulerScheduler": "test_scheduler_edm_euler.py",
+    "EDMDPMSolverMultistepScheduler": "test_scheduler_edm_dpmsolver_multistep.py",
 }
 
 

@@ -36,6 +36,9 @@ NAMES = (
     "LMSDiscreteScheduler",
     "IPNDMScheduler",
     "SCMScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMEulerScheduler",
+    "EDMDPMSolverMultistepScheduler",
 )
 OURS = {getattr(diffusers, name): getattr(schedulers, name) for name in NAMES}
 tested: set[type] = set()
