@@ -18,6 +18,7 @@ from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.euler import euler, euler_ancestral
 from fastdiff.solvers.heun import heun, repeated
 from fastdiff.solvers.kdpm2 import kdpm2, middles
+from fastdiff.solvers.plms import plms, second_twice
 from fastdiff.solvers.row import Floats, Row
 from fastdiff.solvers.unipc import unipc
 
@@ -33,6 +34,7 @@ class Solver:
     order        order of convergence of the deterministic form, from a cold start
     noise        True if a run draws random numbers with the default options
     evaluations  calls of the network a step
+    first        calls of the network in the first of several steps
     points       (levels, rows, **options) -> the rows' grid, where a step has two rows
     state        "vp": alpha^2 + sigma^2 = 1; "ve": x / alpha, as the diffusers class works
     faithful     parameters that reproduce what diffusers computes (see schedulers/quirks.py)
@@ -46,6 +48,7 @@ class Solver:
     noise: bool = False
     depths: tuple[int, ...] = ()
     evaluations: int = 1
+    first: int = 0
     points: Callable[..., Floats] | None = None
     state: str = "vp"
     preset: Mapping[str, Any] = field(default_factory=dict)
@@ -53,6 +56,25 @@ class Solver:
     faithful: Mapping[str, Any] = field(default_factory=dict)
     scheduler: tuple[str, Mapping[str, Any]] = ("", {})
     aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.first:
+            object.__setattr__(self, "first", self.evaluations)
+
+    def rows(self, steps: int) -> int:
+        """Calls of the network, a row each, for that many steps to level 0; the last is one."""
+        return 1 if steps == 1 else self.first + self.evaluations * (steps - 2) + 1
+
+    def steps(self, rows: int) -> int:
+        """Steps of that many rows, the last of two calls perhaps left out."""
+        return 1 if rows == 1 else 2 - min(self.first + 1 - rows, 0) // self.evaluations
+
+    def call(self, row: int) -> tuple[int, int]:
+        """(step, which of its calls) of a row."""
+        if row < self.first:
+            return 0, row
+        step, half = divmod(row - self.first, self.evaluations)
+        return step + 1, half
 
     @property
     def comfyui(self) -> tuple[str, ...]:
@@ -258,6 +280,16 @@ _ROWS = (
         preset={"order": 4, "steps": "equal"},
         scheduler=("IPNDMScheduler", {}),
         aliases=("iPNDM",),
+    ),
+    Solver(
+        "plms",
+        plms,
+        2,
+        depths=(3, 1),
+        first=2,
+        points=second_twice,
+        scheduler=("PNDMScheduler", {"skip_prk_steps": True}),
+        aliases=("PLMS", "PNDM"),
     ),
     Solver(
         "lcm",

@@ -45,6 +45,7 @@ PLANS = {  # file -> arguments of fastdiff.plan
     },
     "kdpm2-a": {"solver": "kdpm2_a", "steps": 6, "eta": 0.7, "begin": 2},
     "lms": {"solver": "lms", "steps": 6, "spacing": "trailing"},
+    "plms": {"solver": "plms", "steps": 7, "spacing": "leading", "prediction": "v_prediction"},
     "unipc-2": {"solver": "unipc_2", "steps": 6},
     "unipc-3-bh1": {
         "solver": "unipc_3",

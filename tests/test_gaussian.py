@@ -173,7 +173,7 @@ def weak_order(solver, spread=0.6, n=64, **options):
     errors = []
     for steps in (n, 2 * n):
         sigmas = np.exp(np.linspace(np.log(3.0), np.log(0.05), steps + 1))
-        calls = steps if SOLVERS[solver].points is None else 2 * steps - 1
+        calls = SOLVERS[solver].rows(steps)
         plan = fastdiff.plan(solver, steps=calls, spacing=sigmas, **options)
         _, variance = propagate(plan, spread=spread)
         errors.append(abs(variance[-1] - true_path(plan, spread)[1][-1]))

@@ -185,6 +185,7 @@ PROMISE = {
     "KDPM2DiscreteScheduler": None,
     "LCMScheduler": None,
     "LMSDiscreteScheduler": None,
+    "PNDMScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load
     "TCDScheduler": None,

@@ -23,7 +23,7 @@ OPEN = {"lower_order_final": False}
 def uniform(n, ends=STABLE_DIFFUSION, prediction="epsilon", solver="dpmpp_2m", **options):
     """A plan of n steps uniform in lambda between two levels."""
     sigmas = np.exp(np.linspace(*np.log(ends), n + 1))
-    n = n if SOLVERS[solver].points is None else 2 * n - 1  # calls
+    n = SOLVERS[solver].rows(n)  # calls
     noise = "scaled_linear"
     if prediction == "flow_prediction":
         noise, sigmas = "flow", sigmas / (1 + sigmas)
@@ -69,6 +69,7 @@ MEASURED = [  # order in the last interval, as known for these methods
     ("euler_a", {"eta": 0.0}, 0.95),
     ("lms", {}, 3.14),
     ("ipndm", {}, 2.0),
+    ("plms", {}, 2.0),
     ("heun", {}, 2.01),
     ("kdpm2", {}, 1.95),
     ("kdpm2_a", {"eta": 0.0}, 1.95),

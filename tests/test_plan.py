@@ -163,7 +163,8 @@ def test_equal_levels_are_the_identity(solver):
     """h = 0: nothing moves, nothing is infinite, also twice, at the start, and for what follows.
     But for consistency sampling, which replaces all of the noise at any level."""
     sigmas = np.array([9.0, 9.0, 4.0, 4.0, 4.0, 1.5, 0.3, 0.3])
-    calls = 7 if SOLVERS[solver].points is None else 13
+    chosen = SOLVERS[solver]
+    calls = chosen.rows(7)
     plan = fastdiff.plan(solver, steps=calls, spacing=sigmas)
     assert np.isfinite(np.delete(plan.rows, [4, 5], axis=2)).all()
     data = Mixture()
@@ -171,11 +172,12 @@ def test_equal_levels_are_the_identity(solver):
     noises = np.random.default_rng(0).normal(size=(calls, 5))
     path = run(plan, data.network(plan, "epsilon"), x, noises)
     assert np.isfinite(path).all()
-    if SOLVERS[solver].row is consistency:
+    if chosen.row is consistency:
         return
-    if calls == 13:  # at the ends of whole steps
-        path = [*path[::2], path[-1]]
-    corrects = SOLVERS[solver].row is unipc
+    # at the ends of whole steps
+    first = [row for row in range(calls) if chosen.call(row)[1] == 0]
+    path = [path[row] for row in (*first, calls)]
+    corrects = chosen.row is unipc
     for j in (0, 2, 3, 6):
         if corrects and j in (2, 6):  # the step before is corrected, and then nothing moves
             lines = HEAD + (1 + plan.keeps) * (4 + plan.history)
@@ -212,7 +214,7 @@ def test_nearly_equal_levels_do_not_blow_up_rounding(solver):
     """Levels that differ by rounding: a slope over that distance would be noise times 1e15."""
     sigmas = np.array([9.0, 4.0, 4.0 * (1 - 2e-16), 1.5, 1.5 * (1 - 2e-16), 1.5 * (1 - 4e-16), 0.3])
     options = {"lower_order_final": False} if "lower_order_final" in SOLVERS[solver].options else {}
-    plan = fastdiff.plan(solver, steps=11 if solver in TWO else 6, spacing=sigmas, **options)
+    plan = fastdiff.plan(solver, steps=SOLVERS[solver].rows(6), spacing=sigmas, **options)
     assert np.abs(plan.rows[:, :, HEAD:]).max() < 50
 
 
@@ -236,7 +238,7 @@ def test_zero_terminal_snr(solver):
 @pytest.mark.parametrize("solver", [n for n in SOLVERS if n not in BY_NOISE])
 def test_flow_from_pure_noise(solver, top):
     sigmas = np.array([top, 0.8, 0.5, 0.1, 0.0])
-    calls = 7 if solver in TWO else 4
+    calls = SOLVERS[solver].rows(4)
     plan = fastdiff.plan(
         solver, steps=calls, noise="flow", prediction="flow_prediction", spacing=sigmas
     )
@@ -244,7 +246,8 @@ def test_flow_from_pure_noise(solver, top):
     noises = np.random.default_rng(0).normal(size=(calls, 5))
     path = run(plan, lambda x, t, j: np.sin(3 * x) + t / 1000, x, noises)
     assert np.isfinite(path).all()
-    np.testing.assert_array_equal(plan.timesteps[:: 1 if calls == 4 else 2], 1000 * sigmas[:-1])
+    first = [row for row in range(calls) if SOLVERS[solver].call(row)[1] == 0]
+    np.testing.assert_array_equal(plan.timesteps[first], 1000 * sigmas[:-1])
 
 
 def test_flow_from_pure_noise_is_the_limit():

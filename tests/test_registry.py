@@ -21,7 +21,11 @@ def test_a_row_says_what_its_function_does(solver):
     assert {*solver.preset, *solver.options, *solver.faithful} <= {*taken} - {"grid", "i", "k"}
     assert not {*solver.preset} & {*solver.options}
     assert solver.state in ("vp", "ve")
-    assert solver.evaluations == (1 if solver.points is None else 2)
+    assert (solver.points is None) == (solver.rows(3) == 3)
+    calls = [solver.call(row) for row in range(solver.rows(4))]
+    assert calls == sorted(set(calls))
+    assert {step for step, _ in calls} == set(range(4))
+    assert [solver.steps(solver.rows(n)) for n in range(1, 9)] == list(range(1, 9))
     assert solver.order in (1, 2, 3)
 
 
@@ -65,6 +69,8 @@ def test_names_and_aliases_mean_one_solver_each():
         ("DPMPP_2M", "dpmpp_2m"),
         ("UniPC", "unipc_2"),
         ("uni_pc_bh2", "unipc_2"),
+        ("PLMS", "plms"),
+        ("PNDM", "plms"),
     ],
 )
 def test_users_names(alias, name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,12 +23,12 @@ class Run:
     """A plan for alpha = 1 (flow: 1 - sigma), its levels those at which the network is called.
 
     first  weight of the noise that is added before the first call; None: none is drawn
-    calls  rows, that is calls of the network, from one of the caller's levels to the next
+    call   row -> (step from one of the caller's levels to the next, which call of the network)
     """
 
     plan: Plan
     first: float | None = None
-    calls: int = 1
+    call: Callable[[int], tuple[int, int]] = lambda row: (row, 0)
 
 
 def as_there(solver: Solver) -> Solver:
@@ -55,7 +56,7 @@ def make(solver: Solver, sigmas: Floats, flow: bool, options: dict[str, Any]) ->
     rows, draws = rows_of(solver, grid, "sample", np.ones_like(points), 0, options)
     # as k-diffusion: also where the weight is 0 for want of a step, but not for the last x_0
     draws &= (points[1:] > 0) & (options.get("eta", 1.0) > 0)
-    return Run(_plan(solver, rows, grid, draws), calls=solver.evaluations)
+    return Run(_plan(solver, rows, grid, draws), call=solver.call)
 
 
 def _points(solver: Solver, sigmas: Floats, options: dict[str, Any]) -> Floats:
@@ -64,9 +65,9 @@ def _points(solver: Solver, sigmas: Floats, options: dict[str, Any]) -> Floats:
         return sigmas
     steps = len(sigmas) - 1
     if sigmas[-1] == 0:
-        return solver.points(sigmas, 2 * steps - 1, **options)
+        return solver.points(sigmas, solver.rows(steps), **options)
     # a step that ends above 0 is whole, as if another one to 0 followed
-    return solver.points(np.append(sigmas, 0.0), 2 * steps + 1, **options)[:-1]
+    return solver.points(np.append(sigmas, 0.0), solver.rows(steps + 1), **options)[:-1]
 
 
 def _churned(

@@ -30,6 +30,7 @@ from fastdiff.schedulers.kdpm2 import (
 )
 from fastdiff.schedulers.lcm import LCMScheduler
 from fastdiff.schedulers.lms import LMSDiscreteScheduler
+from fastdiff.schedulers.pndm import PNDMScheduler
 from fastdiff.schedulers.tcd import TCDScheduler
 from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
 
@@ -51,6 +52,7 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     KDPM2AncestralDiscreteScheduler,
     LMSDiscreteScheduler,
     IPNDMScheduler,
+    PNDMScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -130,7 +132,7 @@ def _options(cls: type[SchedulerMixin]) -> set[str]:
 
 def _foreign() -> set[str]:
     """Config keys of other classes: a pipeline's config carries them along."""
-    return {key for c in CLASSES for key in _options(c)} | {"skip_prk_steps"}
+    return {key for c in CLASSES for key in _options(c)}
 
 
 __all__ = [
@@ -151,6 +153,7 @@ __all__ = [
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
+    "PNDMScheduler",
     "SchedulerMixin",
     "TCDScheduler",
     "UniPCMultistepScheduler",

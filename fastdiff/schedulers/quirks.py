@@ -59,6 +59,19 @@ QUIRKS = (
         "#12633",
     ),
     Quirk(
+        "PLMS steps from t to t - T // n",
+        ("PNDMScheduler",),
+        "prev_timestep=stride",
+        "linspace, 10 steps: 10 % of the sample; the middles of the Runge-Kutta start are off, too",
+        "#12633",
+    ),
+    Quirk(
+        "the second call of PLMS in a run that begins later",
+        ("PNDMScheduler",),
+        "second_call=always",
+        "image to image: no timestep comes twice there, all later ones are one level late; 5 %",
+    ),
+    Quirk(
         "model times are cut to whole numbers",
         _DPM + _UNIPC,
         "integer_timesteps=True",

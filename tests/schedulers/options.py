@@ -197,6 +197,13 @@ TABLE["LMSDiscreteScheduler"] = TABLE["KDPM2DiscreteScheduler"] | {
     "prediction_type": ["epsilon", "sample", "v_prediction"],
     "step.order": [4, 4, 1, 3],
 }
+TABLE["PNDMScheduler"] = {
+    key: values for key, values in _SCHEDULE.items() if key != "rescale_betas_zero_snr"
+} | {
+    "skip_prk_steps": [True, False],
+    "set_alpha_to_one": [True, False],
+    "prediction_type": ["epsilon", "v_prediction"],
+}
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -261,7 +268,7 @@ def draw(name: str, steps: int, seed: int) -> Case:
         if hasattr(s, "sigmas") and len(s.sigmas) <= len(s.timesteps):
             continue  # diffusers makes more timesteps than noise levels and runs over the end
         times = s.timesteps[:: s.order].tolist()  # of whole steps
-        if len(set(times)) == len(times):
+        if len(set(times)) == len(times) or not hasattr(s, "set_begin_index"):
             return case
         # Without set_begin_index diffusers takes the second of two equal timesteps, a wrong level.
         return replace(case, begin=(begin, True))

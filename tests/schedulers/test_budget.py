@@ -38,6 +38,7 @@ CASES = {
     "KDPM2DiscreteScheduler": [{}, {"use_karras_sigmas": True}],
     "KDPM2AncestralDiscreteScheduler": [{}],
     "LMSDiscreteScheduler": [{}, {"use_karras_sigmas": True}],
+    "PNDMScheduler": [{}, {"skip_prk_steps": False, "prediction_type": "v_prediction"}],
     "TCDScheduler": [{}, {"call": {"eta": 0.0}}, {"prediction_type": "sample"}],
     "FlowMatchEulerDiscreteScheduler": [
         {},

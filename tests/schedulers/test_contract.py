@@ -29,6 +29,7 @@ from .classes import (
     LCM,
     LMS,
     NAMES,
+    PNDM,
     SD,
     TCD,
     UNIPC,
@@ -40,6 +41,7 @@ from .classes import (
     ours,
     stock,
     takes,
+    whole,
 )
 from .loops import SHAPE, compare
 from .runs import called_at
@@ -156,6 +158,7 @@ NEW = {
     KDPM2: {"prediction_type": "v_prediction"},
     KDPM2_A: {"prediction_type": "v_prediction"},
     LMS: {"prediction_type": "v_prediction"},
+    PNDM: {"prediction_type": "v_prediction"},
 }
 
 
@@ -195,7 +198,7 @@ SIGMAS = [12.0, 5.5, 2.0, 0.8, 0.1, 0.0]
 def test_custom_timesteps_in_any_container(name, kind):
     s = ours(name)(**base(name))
     s.set_timesteps(timesteps=kind(TIMES))
-    assert s.timesteps[:: s.order].tolist() == TIMES
+    assert whole(name, s.timesteps).tolist() == TIMES
     if "timesteps" in inspect.signature(stock(name).set_timesteps).parameters:
         theirs = stock(name)(**base(name))
         theirs.set_timesteps(timesteps=TIMES)
@@ -220,7 +223,7 @@ def test_custom_sigmas_in_any_container(name, kind):
     levels = (((1 - s.alphas_cumprod) / s.alphas_cumprod) ** 0.5).double().log().numpy()
     exact = np.interp(np.log(SIGMAS[:-1]), levels, np.arange(len(levels)))
     fraction = 1e-3 if s.timesteps.is_floating_point() else 0.5
-    assert np.abs(s.timesteps[:: s.order].numpy() - exact).max() <= fraction + 1e-3
+    assert np.abs(whole(name, s.timesteps).numpy() - exact).max() <= fraction + 1e-3
     if name in WITH_SIGMAS:
         levels = torch.cat([s.sigmas[:1], s.sigmas[1 :: s.order]])[: len(SIGMAS)]
         torch.testing.assert_close(levels, torch.tensor(SIGMAS))
@@ -232,8 +235,8 @@ def test_custom_sigmas_in_any_container(name, kind):
 
 @pytest.mark.parametrize("name", WITH_BETAS)
 def test_a_run_on_custom_sigmas_ends_at_the_prediction(name):
-    """From pure noise to sigma 0 with the exact denoiser of one point: it arrives there.  TCD ends
-    at the least trained level."""
+    """From pure noise to sigma 0 with the exact denoiser of one point: it arrives there.  TCD and
+    PNDM end at the least trained level."""
     s = ours(name)(**base(name), **({"clip_sample": False} if takes(name, "clip_sample") else {}))
     s.set_timesteps(sigmas=SIGMAS)
     x = torch.randn(SHAPE) * s.init_noise_sigma
@@ -246,7 +249,7 @@ def test_a_run_on_custom_sigmas_ends_at_the_prediction(name):
             sigma = (1 - a**2) ** 0.5 / a
         s.scale_model_input(x, t)
         x = s.step((x - a * 0.5) / (a * sigma), t, x).prev_sample
-    rest = (1 - s.alphas_cumprod[0]) ** 0.5 if name == TCD else 0.0  # of the noise
+    rest = (1 - s.alphas_cumprod[0]) ** 0.5 if name in (TCD, PNDM) else 0.0  # of the noise
     assert (x - 0.5).abs().max() < 1e-3 + 5 * rest
 
 

@@ -82,6 +82,12 @@ KINDS = {
         "sample": {"prediction_type": "sample"},
         "v": {"prediction_type": "v_prediction"},
     },
+    "PNDMScheduler": {
+        "epsilon": {},
+        "v": {"prediction_type": "v_prediction"},
+        "start": {"skip_prk_steps": False},
+        "start of v": {"skip_prk_steps": False, "prediction_type": "v_prediction"},
+    },
     "DDIMScheduler": {
         "epsilon": {"clip_sample": False},
         "clip": {},
@@ -129,7 +135,10 @@ def two_steps(scheduler, output, sample, call):
             prev, x0 = out.prev_sample, getattr(out, "pred_original_sample", None)
             kept = [*getattr(scheduler, "model_outputs", [])]
             kept += getattr(scheduler, "derivatives", [])
-            keys = ["prev_derivative"]
+            kept += getattr(scheduler, "ets", [])
+            keys = ["prev_derivative", "cur_sample"]
+            if not isinstance(getattr(scheduler, "cur_model_output", 0), int):
+                keys.append("cur_model_output")
             if not isinstance(scheduler, stock(FLOW_HEUN)):  # diffusers' cuts a sample to float32
                 keys.append("sample")
             kept += [getattr(scheduler, key, None) for key in keys]

@@ -27,6 +27,7 @@ from .classes import (
     KDPM2_A,
     LMS,
     ONE_RESULT,
+    PNDM,
     SD,
     UNIPC,
     base,
@@ -69,6 +70,17 @@ DEVIATIONS["weights of predictions that a run does not have"] = (
     {"short": True},
     1e-2,
 )
+_PLMS = SD | {"skip_prk_steps": True}
+DEVIATIONS["PLMS steps from t to t - T // n"] = (
+    Case(PNDM, _PLMS | {"timestep_spacing": "linspace"}, 10),
+    {"stride": False},
+    1e-3,
+)
+DEVIATIONS["the second call of PLMS in a run that begins later"] = (
+    Case(PNDM, _PLMS, 10, begin=(4, True)),
+    {"stride": False},
+    1e-2,
+)
 ELSEWHERE = {
     "model times are cut to whole numbers": "test_model_times_keep_their_fractions",
     "mu of one run stays for the next": "test_mu_is_for_one_run",
@@ -107,6 +119,8 @@ def test_every_deviation_on_the_list_has_a_test():
         Case(HEUN, SD, 20),
         Case(KDPM2, SD, 20),
         Case(LMS, SD, 20),
+        Case(PNDM, _PLMS, 20),
+        Case(PNDM, SD | {"set_alpha_to_one": True}, 20),
         Case(KDPM2_A, SD, 20),
         Case(DEIS, SD | {"solver_order": 3}, 20),
         Case(FLOW_EULER, {"shift": 3.0}, 20),
@@ -135,6 +149,26 @@ def test_beta_of_ddpm_is_rounded():
     assert max(gaps(faithful, theirs(case)[0][::2])) <= 2e-6
     assert max(gaps(exact, reference(case)[::2])) <= 2e-6
     assert max(gaps(faithful, exact)) >= 1e-5
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "trailing"])
+def test_the_middles_of_the_runge_kutta_start(spacing):
+    """Between two timesteps, and where the sample is when the network is called: with the network
+    of data in one point every sample has the noise of its level."""
+    s = ours(PNDM)(**SD, timestep_spacing=spacing)
+    s.numerics = "exact"
+    s.set_timesteps(12)
+    whole, times = np.flip(s._timesteps), s.timesteps.tolist()
+    assert times[:12:4] == whole[:3].tolist()
+    assert times[3:12:4] == times[12:13] * 0 + whole[1:4].tolist()
+    assert np.abs(np.array(times[1:12:4]) - (whole[:3] + whole[1:4]) / 2).max() <= 0.5
+    assert times[12:] == whole[3:].tolist()
+    z = torch.ones(1, 1, 2, 2).double()
+    levels = [*(s.alphas_cumprod[t].double() for t in times), s.final_alpha_cumprod.double()]
+    x = levels[0].sqrt() * 0.5 + (1 - levels[0]).sqrt() * z
+    for t, level, after in zip(times, levels, levels[1:], strict=False):
+        x = s.step((x - level.sqrt() * 0.5) / (1 - level).sqrt(), t, x).prev_sample
+        torch.testing.assert_close(x, after.sqrt() * 0.5 + (1 - after).sqrt() * z)
 
 
 def test_the_first_step_of_ipndm():

@@ -27,6 +27,7 @@ from .classes import (
     KDPM2_A,
     LCM,
     LMS,
+    PNDM,
     SD,
     TCD,
     UNIPC,
@@ -53,6 +54,7 @@ CONFIGS = {
     KDPM2: [{}],
     LMS: [{}],
     KDPM2_A: [{}],
+    PNDM: [{}],
     DEIS: [{}, {"solver_order": 3, "use_karras_sigmas": True}],
 }
 BUILT_IN = Path(fastdiff.__file__).parent / "shapes" / "weights" / "base"

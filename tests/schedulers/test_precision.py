@@ -58,6 +58,8 @@ CASES = {
     ),
     "lms": Case("LMSDiscreteScheduler", SD, 20),
     "lms-v": Case("LMSDiscreteScheduler", SD | {"prediction_type": "v_prediction"}, 20),
+    "plms": Case("PNDMScheduler", SD | {"skip_prk_steps": True}, 20),
+    "pndm-v": Case("PNDMScheduler", SD | {"prediction_type": "v_prediction"}, 20),
     "lcm": Case("LCMScheduler", SD, 8),
     "tcd": Case("TCDScheduler", SD | {"prediction_type": "v_prediction"}, 8),
     "flow": Case("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 20),

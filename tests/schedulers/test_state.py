@@ -29,7 +29,7 @@ from .classes import (
     ours,
 )
 from .loops import SHAPE, answer, compare, follow, latents, loop, same, scaled, seeded
-from .variants import KEEPING, SCALED, STATELESS, VARIANTS
+from .variants import BY_TIMESTEP, KEEPING, SCALED, VARIANTS
 
 
 def each(*variants):
@@ -77,7 +77,7 @@ class TestSigmas:
 
         follow(name, edit, config)
 
-    @each(*STATELESS)
+    @each(*BY_TIMESTEP)
     def test_alphas_cumprod_replaced_or_written(self, name, config):
         def edit(i, s, x):
             if i == 2:
@@ -87,7 +87,7 @@ class TestSigmas:
 
         follow(name, edit, config)
 
-    @each(*VARIANTS, *STATELESS)
+    @each(*VARIANTS, *BY_TIMESTEP)
     def test_written_without_a_trace_before_a_run(self, name, config):
         """Through NumPy or .data, of which PyTorch keeps no count: seen when a run starts."""
 
@@ -121,7 +121,7 @@ class TestSigmas:
             runs.append(x)
         same(*runs)
 
-    @each(*STATELESS)
+    @each(*BY_TIMESTEP)
     def test_alphas_cumprod_of_inference_mode_written_between_runs(self, name, config):
         with torch.inference_mode():
             mine, theirs = both(name, **base(name) | config)
@@ -148,7 +148,7 @@ class TestSigmas:
             results.append(scheduler.step(answer(x, 0), t, x).prev_sample)
         same(*results)
 
-    @each(*VARIANTS, *STATELESS)
+    @each(*VARIANTS, *BY_TIMESTEP)
     def test_in_bfloat16(self, name, config):
         """The values count, whatever dtype holds them; diffusers computes with 8 bits then."""
 
@@ -248,7 +248,7 @@ class TestHistory:
 
 
 class TestCopies:
-    @each(*VARIANTS, *STATELESS)
+    @each(*VARIANTS, *BY_TIMESTEP)
     def test_deepcopy_in_the_middle(self, name, config):
         """The copy goes on as the original would, and neither disturbs the other."""
         whole, _ = both(name, **base(name) | config)
@@ -272,7 +272,7 @@ class TestCopies:
         kept = getattr(second, "model_outputs", [])
         assert not any(a is b for a in kept for b in first.model_outputs)
 
-    @each(*VARIANTS, *STATELESS)
+    @each(*VARIANTS, *BY_TIMESTEP)
     def test_dict_swapped_between_views(self, name, config):
         """Panorama: one scheduler, and a deep copy of its __dict__ for each of several windows."""
 
@@ -294,7 +294,7 @@ class TestCopies:
         for a, b in zip(windows(mine), windows(theirs), strict=True):
             same(a, b)
 
-    @each(*VARIANTS, *STATELESS)
+    @each(*VARIANTS, *BY_TIMESTEP)
     def test_pickled_in_the_middle(self, name, config):
         whole, _ = both(name, **base(name) | config)
         expected = loop(whole)[4]

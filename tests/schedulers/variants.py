@@ -15,6 +15,7 @@ from .classes import (
     KDPM2_A,
     LCM,
     LMS,
+    PNDM,
     TCD,
     UNIPC,
     WITH_HISTORY,
@@ -46,4 +47,5 @@ VARIANTS = [
 ]
 SCALED = [one for one in VARIANTS if one[0] in WITH_SIGMAS]
 KEEPING = [one for one in VARIANTS if one[0] in WITH_HISTORY]
-STATELESS = [(DDIM, {"clip_sample": False}), (DDPM, {})]
+BY_TIMESTEP = [(DDIM, {"clip_sample": False}), (DDPM, {})]
+BY_TIMESTEP += [(PNDM, {}), (PNDM, {"skip_prk_steps": False, "prediction_type": "v_prediction"})]

@@ -41,6 +41,7 @@ FILES = {
     "KDPM2AncestralDiscreteScheduler": "test_scheduler_kdpm2_ancestral.py",
     "LMSDiscreteScheduler": "test_scheduler_lms.py",
     "IPNDMScheduler": "test_scheduler_ipndm.py",
+    "PNDMScheduler": "test_scheduler_pndm.py",
 }
 
 

@@ -35,6 +35,7 @@ NAMES = (
     "KDPM2AncestralDiscreteScheduler",
     "LMSDiscreteScheduler",
     "IPNDMScheduler",
+    "PNDMScheduler",
 )
 OURS = {getattr(diffusers, name): getattr(schedulers, name) for name in NAMES}
 tested: set[type] = set()
