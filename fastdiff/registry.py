@@ -20,6 +20,7 @@ from fastdiff.solvers.heun import heun, repeated
 from fastdiff.solvers.kdpm2 import kdpm2, middles
 from fastdiff.solvers.plms import plms, second_twice
 from fastdiff.solvers.row import Floats, Row
+from fastdiff.solvers.sa import sa_solver
 from fastdiff.solvers.unipc import unipc
 
 
@@ -100,14 +101,15 @@ class Solver:
 
 
 # The menus, to tell whose name an alias is. Of ComfyUI without those that are another method there
-# (.._cfg_pp) or another source of noise (.._gpu).
+# (.._cfg_pp; sa_solver of orders 3 and 4 with noise in the middle alone) or another source of noise
+# (.._gpu).
 COMFYUI = frozenset(
     (
         *("euler", "euler_ancestral", "heun", "heunpp2", "dpm_2", "dpm_2_ancestral", "lms"),
         *("dpm_fast", "dpm_adaptive", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m"),
         *("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "ddpm", "lcm", "ipndm", "ipndm_v"),
         *("deis", "res_multistep", "gradient_estimation", "er_sde", "seeds_2", "seeds_3"),
-        *("sa_solver", "sa_solver_pece", "ddim", "uni_pc", "uni_pc_bh2"),
+        *("sa_solver_pece", "ddim", "uni_pc", "uni_pc_bh2"),
     )
 )
 A1111 = frozenset(
@@ -172,6 +174,24 @@ def _unipc(order: int, *aliases: str) -> Solver:
         preset={"order": order},
         options={"solver_type": "bh2", "lower_order_final": True},
         scheduler=("UniPCMultistepScheduler", {"solver_order": order}),
+        aliases=aliases,
+    )
+
+
+def _sa(name: str, order: int, claimed: int, *aliases: str) -> Solver:
+    """SA-Solver, predictor and corrector of one order."""
+    return Solver(
+        name,
+        sa_solver,
+        order=claimed,
+        noise=True,
+        depths=(order - 1, 1, 1),
+        preset={"predictor_order": order, "corrector_order": order},
+        options={"tau": 1.0, "s_noise": 1.0, "lower_order_final": True},
+        scheduler=(
+            "SASolverScheduler",
+            {} if order == 2 else {"predictor_order": order, "corrector_order": order},
+        ),
         aliases=aliases,
     )
 
@@ -258,6 +278,8 @@ _ROWS = (
     _unipc(1),
     _unipc(2, "unipc", "UniPC", "uni_pc_bh2"),
     _unipc(3),
+    _sa("sa_solver", 2, 2, "SA-Solver", "SA-Solver 2"),
+    _sa("sa_solver_3", 3, 3, "SA-Solver 3"),
     _deis(1),
     _deis(2, "DEIS", "deis"),
     _deis(3),

@@ -186,6 +186,7 @@ PROMISE = {
     "LCMScheduler": None,
     "LMSDiscreteScheduler": None,
     "PNDMScheduler": None,
+    "SASolverScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load
     "TCDScheduler": None,

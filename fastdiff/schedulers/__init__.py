@@ -31,6 +31,7 @@ from fastdiff.schedulers.kdpm2 import (
 from fastdiff.schedulers.lcm import LCMScheduler
 from fastdiff.schedulers.lms import LMSDiscreteScheduler
 from fastdiff.schedulers.pndm import PNDMScheduler
+from fastdiff.schedulers.sasolver import SASolverScheduler
 from fastdiff.schedulers.tcd import TCDScheduler
 from fastdiff.schedulers.unipc_multistep import UniPCMultistepScheduler
 
@@ -53,6 +54,7 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     LMSDiscreteScheduler,
     IPNDMScheduler,
     PNDMScheduler,
+    SASolverScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -154,6 +156,7 @@ __all__ = [
     "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
+    "SASolverScheduler",
     "SchedulerMixin",
     "TCDScheduler",
     "UniPCMultistepScheduler",

@@ -37,6 +37,7 @@ class Quirk:
 
 _DPM = ("DPMSolverMultistepScheduler",)
 _UNIPC = ("UniPCMultistepScheduler",)
+_SA = ("SASolverScheduler",)
 
 QUIRKS = (
     Quirk(
@@ -73,7 +74,7 @@ QUIRKS = (
     ),
     Quirk(
         "model times are cut to whole numbers",
-        _DPM + _UNIPC,
+        _DPM + _UNIPC + _SA,
         "integer_timesteps=True",
         "flow: 954 instead of 954.2; exponential and beta sigmas: up to one whole timestep",
     ),
@@ -103,10 +104,10 @@ QUIRKS = (
     ),
     Quirk(
         "no division by zero for equal noise levels",
-        _DPM + _UNIPC,
+        _DPM + _UNIPC + _SA,
         "",
         "order 3, Karras, final sigma_min, 15 steps or more: NaN there, the identity step here; "
-        "UniPC: order 3 with lower_order_final=False",
+        "UniPC: order 3 with lower_order_final=False; SA-Solver: as many steps as timesteps",
         "#9007",
     ),
     Quirk(
@@ -118,10 +119,10 @@ QUIRKS = (
     ),
     Quirk(
         "duplicate timesteps",
-        _DPM + _UNIPC,
+        _DPM + _UNIPC + _SA,
         "",
         "squaredcos_cap_v2 with Karras sigmas: IndexError at the end there, AssertionError of "
-        "UniPC (12 unique of 20)",
+        "UniPC and SA-Solver (12 unique of 20)",
         "#12771",
     ),
     Quirk(
@@ -130,6 +131,19 @@ QUIRKS = (
         "",
         "solver_type bh1, lower_order_final=False or predict_x0=False, to level 0: NaN there (at "
         "order 3 LinAlgError), the prediction of x_0 here",
+    ),
+    Quirk(
+        "x_0 of a predicted noise",
+        _SA,
+        "",
+        "noise_prediction with thresholding: RuntimeError there, since the level is looked up by "
+        "a timestep of None; its x_0 is bounded here",
+    ),
+    Quirk(
+        "noise beside a learned variance",
+        _SA,
+        "",
+        "drawn in the shape of mean and variance, RuntimeError there; in that of the mean here",
     ),
     Quirk(
         "sigma_down of a long step",

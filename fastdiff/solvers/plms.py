@@ -10,7 +10,7 @@ and all later ones are those of adams.py: x' = a' (x / a + (sh' - sh) (55 n - 59
 second level twice, so a grid holds that level twice; n' is used there and forgotten.  A run that
 begins later (image to image) has no second call and begins with order 1.
 
-Liu et al. 2022, arXiv:2202.09778, section 3.3; the start is Stable Diffusion's (CompVis, plms.py).
+Liu et al. 2022, arXiv:2202.09778, eq. 9 and 12; the start is Stable Diffusion's (CompVis, plms.py).
 """
 
 from __future__ import annotations

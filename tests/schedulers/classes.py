@@ -31,8 +31,9 @@ KDPM2 = "KDPM2DiscreteScheduler"
 LMS = "LMSDiscreteScheduler"
 KDPM2_A = "KDPM2AncestralDiscreteScheduler"
 PNDM = "PNDMScheduler"
+SA = "SASolverScheduler"
 NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD)
-NAMES += (FLOW_EULER, FLOW_LCM, FLOW_HEUN, HEUN, KDPM2, KDPM2_A, LMS, PNDM)
+NAMES += (FLOW_EULER, FLOW_LCM, FLOW_HEUN, HEUN, KDPM2, KDPM2_A, LMS, PNDM, SA)
 
 
 PLAIN_TIMES = {  # diffusers' own, in whose place conftest.py puts a faster one
@@ -71,8 +72,8 @@ WITH_INDEX = tuple(n for n in NAMES if hasattr(stock(n), "step_index"))  # not D
 WITH_SIGMAS = tuple(name for name in NAMES if hasattr(stock(name)(), "sigmas"))
 WITH_GENERATOR = tuple(n for n in NAMES if "generator" in signature(stock(n).step).parameters)
 WITH_HISTORY = tuple(name for name in NAMES if hasattr(stock(name)(), "model_outputs"))
-ONE_RESULT = (DPM, UNIPC, DEIS, FLOW_EULER, FLOW_LCM, FLOW_HEUN, PNDM)  # the sample alone
-UNKNOWN_IS_LAST = (DPM, UNIPC, DEIS)  # a timestep that is nowhere means the last one
+ONE_RESULT = (DPM, UNIPC, DEIS, FLOW_EULER, FLOW_LCM, FLOW_HEUN, PNDM, SA)  # the sample alone
+UNKNOWN_IS_LAST = (DPM, UNIPC, DEIS, SA)  # a timestep that is nowhere means the last one
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _fresh = itertools.count()
 

@@ -30,6 +30,17 @@ _LIMITS = {
 }
 _CLIP = {"clip_sample": [True, False], "clip_sample_range": [1.0, 1.7]}
 
+
+def none(timestep: Any) -> float:
+    """tau of the ODE."""
+    return 0.0
+
+
+def ramp(timestep: Any) -> Any:
+    """A tau that is another number at every timestep; in diffusers a tensor."""
+    return 0.2 + timestep / 1000
+
+
 TABLE: dict[str, dict[str, list[Any]]] = {
     "DPMSolverMultistepScheduler": _SCHEDULE
     | _LIMITS
@@ -204,6 +215,18 @@ TABLE["PNDMScheduler"] = {
     "set_alpha_to_one": [True, False],
     "prediction_type": ["epsilon", "v_prediction"],
 }
+TABLE["SASolverScheduler"] = {
+    key: values
+    for key, values in TABLE["DEISMultistepScheduler"].items()
+    if key not in ("solver_order", "solver_type", "use_dynamic_shifting", "time_shift_type")
+} | {
+    "predictor_order": [1, 2, 3],
+    "corrector_order": [1, 2, 3],
+    "tau_func": [None, none, ramp],
+    "algorithm_type": ["data_prediction", "data_prediction", "noise_prediction"],
+    "lambda_min_clipped": [-float("inf"), -5.1],
+    "variance_type": [None],  # "learned" draws noise of another shape than the sample's there
+}
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -245,6 +268,10 @@ def accepted(name: str, c: dict[str, Any], steps: int) -> bool:
             return False  # alpha = 1e-6: (x - s e) / a is rounding, and its quantile, too
         if c["shift_terminal"] is not None and not c["use_flow_sigmas"]:
             return False
+    if name == "SASolverScheduler" and c["algorithm_type"] == "noise_prediction":
+        if c["beta_schedule"] == "squaredcos_cap_v2" and not betas:
+            return False  # x / alpha of 1e-3 and less: what is left of float32 is rounding
+        return not c["thresholding"] and c["prediction_type"] != "flow_prediction"
     if name == "EulerDiscreteScheduler" and not any(c[f] for f in SPACINGS[:3]):
         return c["sigma_min"] is None and c["sigma_max"] is None  # they have no effect
     return True

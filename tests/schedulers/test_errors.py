@@ -18,6 +18,7 @@ from .classes import (
     LCM,
     NAMES,
     PNDM,
+    SA,
     TCD,
     UNIPC,
     WITH_BETAS,
@@ -31,7 +32,7 @@ from .classes import (
 from .loops import SHAPE, answer, first_step, loop, same, seeded
 
 
-@pytest.mark.parametrize("name", [DPM, DDIM, UNIPC, FLOW_HEUN, PNDM])
+@pytest.mark.parametrize("name", [DPM, DDIM, UNIPC, FLOW_HEUN, PNDM, SA])
 def test_step_before_set_timesteps(name):
     s = ours(name)(**base(name))
     with pytest.raises(ValueError, match="set_timesteps"):
@@ -113,6 +114,12 @@ def test_a_step_after_the_last_one(name):
         (UNIPC, {"timesteps": [3, 7]}, "timesteps"),
         (UNIPC, {"timesteps": [1000, 7]}, "timesteps"),
         (UNIPC, {"num_inference_steps": 3, "sigmas": [1.0, 0.5, 0.2, 0.1, 0.0]}, "sigmas"),
+        (SA, {}, "num_inference_steps"),
+        (SA, {"timesteps": [9, 3], "sigmas": [1.0, 0.0]}, "sigmas"),
+        (SA, {"sigmas": [1.0, 2.0, 0.0]}, "sigmas"),
+        (SA, {"sigmas": [0.0]}, "sigmas must hold a level above the last"),
+        (SA, {"timesteps": [1000, 7]}, "timesteps"),
+        (SA, {"num_inference_steps": 3, "sigmas": [1.0, 0.5, 0.2, 0.1, 0.0]}, "sigmas"),
         (PNDM, {}, "num_inference_steps"),
         (PNDM, {"num_inference_steps": 2000}, r"num_inference_steps must be 1 \.\. 1000"),
         (PNDM, {"timesteps": [3, 7]}, "timesteps"),

@@ -28,6 +28,7 @@ from .classes import (
     LMS,
     ONE_RESULT,
     PNDM,
+    SA,
     SD,
     UNIPC,
     base,
@@ -120,6 +121,7 @@ def test_every_deviation_on_the_list_has_a_test():
         Case(KDPM2, SD, 20),
         Case(LMS, SD, 20),
         Case(PNDM, _PLMS, 20),
+        Case(SA, SD | {"predictor_order": 3, "corrector_order": 3}, 20),
         Case(PNDM, SD | {"set_alpha_to_one": True}, 20),
         Case(KDPM2_A, SD, 20),
         Case(DEIS, SD | {"solver_order": 3}, 20),
@@ -184,7 +186,7 @@ def test_the_first_step_of_ipndm():
         assert float(s.alphas[1]) == pytest.approx(0.11, abs=0.005)  # the size on the list
 
 
-@pytest.mark.parametrize("name", [DPM, UNIPC])
+@pytest.mark.parametrize("name", [DPM, UNIPC, SA])
 def test_model_times_keep_their_fractions(name):
     s = ours(name)(**FLOW, flow_shift=3.0)
     s.set_timesteps(10)
@@ -205,7 +207,7 @@ def test_model_times_keep_their_fractions(name):
 
 
 @pytest.mark.parametrize("spacing", ["use_exponential_sigmas", "use_beta_sigmas"])
-@pytest.mark.parametrize("name", [DPM, UNIPC])
+@pytest.mark.parametrize("name", [DPM, UNIPC, SA])
 def test_model_times_are_rounded_not_cut(name, spacing):
     s = ours(name)(**base(name), **{spacing: True})
     s.numerics = "exact"
@@ -272,6 +274,38 @@ class TestWhereDiffusersFails:
             assert not finite(theirs(case)[0])
         seen = exact_run(case) if numerics == "exact" else mine(case)[0]
         assert max(gaps(seen, reference(case))) <= REL
+
+    def test_sa_solver_bounds_the_x0_of_a_predicted_noise(self):
+        config = SD | {"algorithm_type": "noise_prediction", "thresholding": True}
+        case = Case(SA, config | {"sample_max_value": 1.6}, 20)
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            run(stock(SA), case)
+        assert finite(reference(case))
+        assert max(gaps(mine(case)[0], reference(case))) <= REL
+
+    def test_sa_solver_draws_noise_for_the_mean_alone(self):
+        x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+        plain, learned = (ours(SA)(**SD, variance_type=kind) for kind in (None, "learned_range"))
+        theirs = stock(SA)(**SD, variance_type="learned_range")
+        for s in (plain, learned, theirs):
+            s.set_timesteps(6)
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            theirs.step(torch.cat([x, x], 1), theirs.timesteps[0], x)
+        a = b = x
+        for t in plain.timesteps:
+            torch.manual_seed(2)
+            a = plain.step(torch.tanh(a), t, a).prev_sample
+            torch.manual_seed(2)
+            b = learned.step(torch.cat([torch.tanh(b), x], 1), t, b).prev_sample
+            assert torch.equal(a, b)
+
+    def test_as_many_steps_of_sa_solver_as_timesteps(self):
+        """Two of them are one then, and a slope between them is 0 / 0 in diffusers."""
+        config = SD | {"predictor_order": 3, "corrector_order": 3, "num_train_timesteps": 100}
+        case, truth = Case(SA, config, 100), reference(Case(SA, config, 100))
+        assert not finite(theirs(case)[0])
+        assert finite(truth)
+        assert max(gaps(mine(case)[0], truth)) <= REL
 
     def test_fixed_large_log_has_the_variance_of_fixed_large(self):
         large, log = (

@@ -17,6 +17,7 @@ from .classes import (
     FLOW_LCM,
     KDPM2_A,
     LCM,
+    SA,
     SD,
     TCD,
     UNIPC,
@@ -171,7 +172,7 @@ class TestHistory:
         """diffusers' own tests do this, with lower_order_nums still 0."""
 
         def ready(s):
-            s.model_outputs = [torch.full(SHAPE, 0.3 * j) for j in range(s.config.solver_order)]
+            s.model_outputs = [torch.full(SHAPE, 0.3 * j) for j in range(len(s.model_outputs))]
 
         follow(name, config=config, ready=ready)
 
@@ -198,8 +199,9 @@ class TestHistory:
         def edit(i, s, x):
             if i == 4:
                 s.model_outputs = [m[:, :, :3].clone() for m in s.model_outputs]
-                if name == UNIPC:
-                    s.last_sample = s.last_sample[:, :, :3].clone()
+                for kept in ("last_sample", "last_noise"):
+                    if hasattr(s, kept):
+                        setattr(s, kept, getattr(s, kept)[:, :, :3].clone())
                 return x[:, :, :3].clone()
 
         follow(name, edit, config)
@@ -219,13 +221,15 @@ class TestHistory:
         for kept, reference in zip(mine.model_outputs, theirs.model_outputs, strict=True):
             same(kept, reference)
 
-    @each(*(one for one in KEEPING if one[0] == UNIPC))
-    def test_of_unipc_is_kept_where_others_read_it(self, name, config):
+    @each(*(one for one in KEEPING if one[0] in (UNIPC, SA)))
+    def test_of_a_corrector_is_kept_where_others_read_it(self, name, config):
         mine, theirs = both(name, **base(name) | config)
+        orders = ("this_order", "this_predictor_order", "this_corrector_order")
 
         def edit(i, s, x):
-            seen.append((getattr(s, "this_order", None), s.lower_order_nums, [*s.timestep_list]))
-            kept.append([*s.model_outputs, s.last_sample])
+            used = [getattr(s, order, None) for order in orders]
+            seen.append((used, s.lower_order_nums, [*s.timestep_list]))
+            kept.append([*s.model_outputs, s.last_sample, getattr(s, "last_noise", None)])
 
         runs = []
         for s in (mine, theirs):
@@ -311,7 +315,7 @@ class TestCopies:
         assert restored.numerics == half.numerics
         t = restored.timesteps[4]
         noisy = "algorithm_type" in config or "stochastic_sampling" in config
-        if noisy or name in (EULER_A, DDPM, LCM, TCD, FLOW_LCM, KDPM2_A):
+        if noisy or name in (EULER_A, DDPM, LCM, TCD, FLOW_LCM, KDPM2_A, SA):
             return  # noise: the generator was not kept
         e = answer(scaled(restored, x, t), 4)
         assert torch.equal(restored.step(e, t, x).prev_sample, expected)

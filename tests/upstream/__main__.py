@@ -42,6 +42,7 @@ FILES = {
     "LMSDiscreteScheduler": "test_scheduler_lms.py",
     "IPNDMScheduler": "test_scheduler_ipndm.py",
     "PNDMScheduler": "test_scheduler_pndm.py",
+    "SASolverScheduler": "test_scheduler_sasolver.py",
 }
 
 

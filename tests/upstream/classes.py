@@ -36,6 +36,7 @@ NAMES = (
     "LMSDiscreteScheduler",
     "IPNDMScheduler",
     "PNDMScheduler",
+    "SASolverScheduler",
 )
 OURS = {getattr(diffusers, name): getattr(schedulers, name) for name in NAMES}
 tested: set[type] = set()
