@@ -303,6 +303,17 @@ _ROWS = (
         scheduler=("IPNDMScheduler", {}),
         aliases=("iPNDM",),
     ),
+    # on the levels as they are it is LMS, whose class runs it
+    Solver(
+        "ipndm_v",
+        adams,
+        2,
+        depths=(3,),
+        state="ve",
+        preset={"order": 4, "steps": "exact"},
+        scheduler=("LMSDiscreteScheduler", {}),
+        aliases=("iPNDM-v",),
+    ),
     Solver(
         "plms",
         plms,

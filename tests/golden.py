@@ -43,6 +43,7 @@ PLANS = {  # file -> arguments of fastdiff.plan
         "spacing": [1.0, 0.9, 0.7, 0.5, 0.3, 0.15],
         "prediction": "flow_prediction",
     },
+    "ipndm-v": {"solver": "ipndm_v", "steps": 6, "prediction": "v_prediction"},
     "kdpm2-a": {"solver": "kdpm2_a", "steps": 6, "eta": 0.7, "begin": 2},
     "lms": {"solver": "lms", "steps": 6, "spacing": "trailing"},
     "plms": {"solver": "plms", "steps": 7, "spacing": "leading", "prediction": "v_prediction"},

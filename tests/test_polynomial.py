@@ -214,6 +214,7 @@ def warm(true, last):
     [
         ("lms", 5, 3, 4),  # four predictions by then
         ("lms", 5, 2, 3),
+        ("ipndm_v", 5, 3, 4),
         ("ipndm", 5, 3, 1),  # exact for any slope on equal steps alone
         ("heun", 9, 5, 2),  # a second half
         ("heun", 9, 6, 1),  # a first half

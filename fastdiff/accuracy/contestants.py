@@ -44,6 +44,8 @@ EXCLUDED: dict[tuple[str, str], str] = {  # (solver, family) -> why
     ("flow_lcm", "flow"): _CONSISTENCY,
     ("flow_lcm", "vp"): "a flow's sampler",
     ("flow_euler", "vp"): "a flow's sampler; its row is that of ddim",
+    ("ipndm_v", "vp"): "is lms, the same row",
+    ("ipndm_v", "flow"): "is lms, the same row",
     ("ddim", "flow"): "is flow_euler there, the same row",
     ("euler", "flow"): "is flow_euler there, the same row",
 }
