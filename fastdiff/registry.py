@@ -190,7 +190,11 @@ def _sa(name: str, order: int, claimed: int, *aliases: str) -> Solver:
         options={"tau": 1.0, "s_noise": 1.0, "lower_order_final": True},
         scheduler=(
             "SASolverScheduler",
-            {} if order == 2 else {"predictor_order": order, "corrector_order": order},
+            {
+                "algorithm_type": "data_prediction",
+                "predictor_order": order,
+                "corrector_order": order,
+            },
         ),
         aliases=aliases,
     )

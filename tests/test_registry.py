@@ -250,6 +250,15 @@ def test_the_name_replaces_what_it_stands_for_in_a_whole_config(source, name, sa
         assert not made.config.use_beta_sigmas
 
 
+@pytest.mark.parametrize("name", ["sa_solver", "sa_solver_3", "plms"])
+def test_a_whole_config_of_another_algorithm(name):
+    """DPM-Solver's algorithm_type means nothing to SA-Solver, which would refuse it."""
+    config = diffusers.DPMSolverMultistepScheduler(beta_end=0.013, use_karras_sigmas=True).config
+    made = fastdiff.sampler(name, **config)
+    want = {"beta_end": 0.013, **find(name).scheduler[1]}
+    assert {key: made.config[key] for key in want} == want
+
+
 def test_a_misspelt_option_beside_a_whole_config_is_refused():
     config = diffusers.PNDMScheduler().config
     with pytest.raises(ValueError, match=r"^beta_edn: no option of DDIMScheduler; it takes beta_e"):

@@ -59,7 +59,6 @@ OTHERS: dict[str, tuple[str, dict[str, Any], bool, str]] = {
     "plms": ("PNDMScheduler", {"skip_prk_steps": True}, False, "vp"),
     "dpmpp_2s": ("DPMSolverSinglestepScheduler", {"solver_order": 2}, False, ""),
     "dpmpp_3s": ("DPMSolverSinglestepScheduler", {"solver_order": 3}, False, ""),
-    "sa_solver": ("SASolverScheduler", {}, True, ""),
     "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}, False, "flow"),
 }
 OTHERS_LEFT_OUT = {

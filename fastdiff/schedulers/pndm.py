@@ -161,7 +161,10 @@ class PNDMScheduler(ByTimestep, diffusers.PNDMScheduler):  # type: ignore[misc]
     # ---- which step a call is -----------------------------------------------------------------
 
     def _index(self, t: int, index: int | None) -> int | None:
-        """Where in `timesteps` a call stands, of equal ones at the counter's."""
+        """Where in `timesteps` a call stands, of equal ones at the counter's; None if every step is
+        one stride."""
+        if self._strides():
+            return None
         times = self._timestep_values() if isinstance(self.timesteps, Tensor) else []
         if index is None or times[self.counter : self.counter + 1] == [t]:
             there = [i for i, value in enumerate(times) if value == t]
