@@ -206,11 +206,11 @@ def plan(
     solver       a name of the registry ("dpmpp_2m", "DPM++ 2M SDE", ..; registry.SOLVERS has
                  all), or a registry.Solver of your own
     steps        calls of the network for a whole run, N; a solver with two calls a step goes over
-                 M = N // 2 + 1 levels
+                 M = N // 2 + 1 levels, one whose first step alone has two (PLMS) over N - 1
     noise        model family: a beta schedule's name, "flow", or a NoiseSchedule
     spacing      a name (schedules/spacing.py; leading is that of the solver's class in diffusers),
-                 sigmas (float, N or N + 1 of them, descending), or timesteps (int, N); of a
-                 solver with two calls a step M takes the place of N
+                 sigmas (float, N or N + 1 of them, descending), or timesteps (int, N); where a
+                 step has two calls M takes the place of N
     prediction   what the network returns: epsilon, sample, v_prediction, flow_prediction
     guidance     None, or the g of u + g (c - u): a number, (N,) per step, (1 or N, B) per sample
     begin        first row to run (image to image); the sample then starts at that noise level
@@ -239,7 +239,7 @@ def plan(
         ratios = ratios_of(family, spacing, steps, final_sigma, chosen.at_zero)
         times = times_of(family, spacing, ratios)
     else:
-        whole = ratios_of(family, spacing, steps // 2 + 1, final_sigma)
+        whole = ratios_of(family, spacing, chosen.steps(steps), final_sigma)
         ratios = chosen.points(whole, steps, **options)
         times = family.time_of(ratios[:-1])
     grid, scales = _grid(chosen, family, ratios)

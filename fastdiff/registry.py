@@ -6,8 +6,7 @@ Command line, error messages, documentation and `fastdiff.sampler` are printed f
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from fastdiff.solvers.adams import adams
@@ -18,100 +17,13 @@ from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.euler import euler, euler_ancestral
 from fastdiff.solvers.heun import heun, repeated, straight
 from fastdiff.solvers.kdpm2 import kdpm2, middles
-from fastdiff.solvers.row import Floats, Row
+from fastdiff.solvers.plms import plms, second_twice
+from fastdiff.solvers.sa import sa_solver
 from fastdiff.solvers.singlestep import singlestep
+from fastdiff.solvers.solver import Solver
 from fastdiff.solvers.tcd import inner, tcd
 from fastdiff.solvers.unipc import unipc
 
-
-@dataclass(frozen=True)
-class Solver:
-    """One row of the registry.
-
-    row          (grid, i, k, **options) -> Row
-    preset       options that make this name out of the function
-    options      what a caller may set, with defaults
-    depths       history depth of each kept vector
-    order        order of convergence of the deterministic form, from a cold start
-    noise        True if a run draws random numbers with the default options
-    evaluations  calls of the network a step
-    points       (levels, rows, **options) -> the rows' grid, where a step has two rows
-    inner        (family, levels, **options) -> Grid.inner, where rows go by the model's time
-    state        "vp": alpha^2 + sigma^2 = 1; "ve": x / alpha, as the diffusers class works
-    faithful     parameters that reproduce what diffusers computes (see schedulers/quirks.py)
-    scheduler    class of diffusers that it replaces, and that class's config for this name
-    also         further classes that its rows run, as `scheduler`
-    aliases      names elsewhere: ComfyUI and k-diffusion, A1111, or plain usage
-    """
-
-    name: str
-    row: Callable[..., Row]
-    order: int
-    noise: bool = False
-    depths: tuple[int, ...] = ()
-    evaluations: int = 1
-    points: Callable[..., Floats] | None = None
-    inner: Callable[..., Floats] | None = None
-    state: str = "vp"
-    preset: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    faithful: Mapping[str, Any] = field(default_factory=dict)
-    scheduler: tuple[str, Mapping[str, Any]] = ("", {})
-    also: tuple[tuple[str, Mapping[str, Any]], ...] = ()
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def at_zero(self) -> bool:
-        """Whether the spacing "leading" has a call at time 0, as in the class of diffusers."""
-        return self.scheduler[0] not in ABOVE_ZERO
-
-    @property
-    def comfyui(self) -> tuple[str, ...]:
-        """Names in ComfyUI's menu, which are those of k-diffusion's functions, too."""
-        return tuple(n for n in (self.name, *self.aliases) if n in COMFYUI)
-
-    @property
-    def a1111(self) -> tuple[str, ...]:
-        """Names in A1111's menu, and its short ones."""
-        return tuple(n for n in self.aliases if n in A1111 or n.startswith("k_"))
-
-    @property
-    def others(self) -> tuple[str, ...]:
-        """Names that are in neither menu."""
-        return tuple(n for n in self.aliases if n not in (*self.comfyui, *self.a1111))
-
-    @property
-    def draws(self) -> str:
-        """When a run draws random numbers: "always", "never", or "eta > 0" and the like."""
-        if self.noise:
-            return "always"
-        return next((f"{name} > 0" for name in ("eta", "s_churn") if name in self.options), "never")
-
-
-# The menus, to tell whose name an alias is. Of ComfyUI without those that are another method there
-# (.._cfg_pp) or another source of noise (.._gpu).
-COMFYUI = frozenset(
-    (
-        *("euler", "euler_ancestral", "heun", "heunpp2", "dpm_2", "dpm_2_ancestral", "lms"),
-        *("dpm_fast", "dpm_adaptive", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m"),
-        *("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "ddpm", "lcm", "ipndm", "ipndm_v"),
-        *("deis", "res_multistep", "gradient_estimation", "er_sde", "seeds_2", "seeds_3"),
-        *("sa_solver", "sa_solver_pece", "ddim", "uni_pc", "uni_pc_bh2"),
-    )
-)
-A1111 = frozenset(
-    (
-        *("DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a"),
-        *("DPM++ 3M SDE", "Euler a", "Euler", "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast"),
-        *("DPM adaptive", "Restart", "DDIM", "DDIM CFG++", "PLMS", "UniPC", "LCM"),
-    )
-)
-ABOVE_ZERO = frozenset(  # classes whose timestep_spacing="leading" has no call at time 0
-    (
-        *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "SASolverScheduler"),
-        *("UniPCMultistepScheduler", "DEISMultistepScheduler"),
-    )
-)
 _DPM = "DPMSolverMultistepScheduler"
 _EDM = "EDMDPMSolverMultistepScheduler"
 _FINAL = {"lower_order_final": True, "euler_at_final": False}
@@ -187,6 +99,28 @@ def _unipc(order: int, *aliases: str) -> Solver:
         preset={"order": order},
         options={"solver_type": "bh2", "lower_order_final": True},
         scheduler=("UniPCMultistepScheduler", {"solver_order": order}),
+        aliases=aliases,
+    )
+
+
+def _sa(name: str, order: int, claimed: int, *aliases: str) -> Solver:
+    """SA-Solver, predictor and corrector of one order."""
+    return Solver(
+        name,
+        sa_solver,
+        order=claimed,
+        noise=True,
+        depths=(order - 1, 1, 1),
+        preset={"predictor_order": order, "corrector_order": order},
+        options={"tau": 1.0, "s_noise": 1.0, "lower_order_final": True},
+        scheduler=(
+            "SASolverScheduler",
+            {
+                "algorithm_type": "data_prediction",
+                "predictor_order": order,
+                "corrector_order": order,
+            },
+        ),
         aliases=aliases,
     )
 
@@ -280,6 +214,8 @@ _ROWS = (
     _unipc(1),
     _unipc(2, "unipc", "UniPC", "uni_pc_bh2"),
     _unipc(3),
+    _sa("sa_solver", 2, 2, "SA-Solver", "SA-Solver 2"),
+    _sa("sa_solver_3", 3, 3, "SA-Solver 3"),
     _deis(1),
     _deis(2, "DEIS", "deis"),
     _deis(3),
@@ -302,6 +238,27 @@ _ROWS = (
         preset={"order": 4, "steps": "equal"},
         scheduler=("IPNDMScheduler", {}),
         aliases=("iPNDM",),
+    ),
+    # on the levels as they are it is LMS, whose class runs it
+    Solver(
+        "ipndm_v",
+        adams,
+        2,
+        depths=(3,),
+        state="ve",
+        preset={"order": 4, "steps": "exact"},
+        scheduler=("LMSDiscreteScheduler", {}),
+        aliases=("iPNDM-v",),
+    ),
+    Solver(
+        "plms",
+        plms,
+        2,
+        depths=(3, 1),
+        first=2,
+        points=second_twice,
+        scheduler=("PNDMScheduler", {"skip_prk_steps": True}),
+        aliases=("PLMS", "PNDM"),
     ),
     Solver(
         "lcm",
@@ -386,3 +343,6 @@ def find(name: str) -> Solver:
         hint = f" Did you mean {guess}?" if guess else ""
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}; got {name!r}.{hint}")
     return solver
+
+
+__all__ = ["SOLVERS", "Solver", "find", "near"]

@@ -151,7 +151,8 @@ def check(
     """Every row must carry signal and noise: x = a x_0 + s n in, x' = a' x_0 + s' n out.
 
     The table itself is run on the two coordinates (x_0, n) of a perfect network, rings included, so
-    a wrong sign, factor or slot raises here.  Rows that draw noise must only carry the signal.
+    a wrong sign, factor or slot raises here.  Rows that read noise, drawn now or kept from a row
+    before, must only carry the signal.
 
     outputs  (N, 2), what that network returns; None: whatever makes m = x_0 (a table of which the
              prediction is not known)
@@ -164,6 +165,8 @@ def check(
         (wide, 2), np.nan
     )  # of x, m, e, z and the rings, which nothing has written yet
     values[Z] = 0.0
+    fresh = np.zeros(wide, dtype=bool)  # which of them hold noise that was drawn
+    fresh[Z] = True
     estimate = np.array([1.0, 0.0])  # m; a clip does not bind on it
     for j, line in enumerate(rows):
         i = begin + j
@@ -183,17 +186,19 @@ def check(
         values[X], values[M], values[E] = x, estimate, raw
         moved = [_combine(weights, values) for weights in c]
         want = np.array([grid.alpha[i + 1], grid.sigma[i + 1]])
-        drawn = c[0, Z] != 0 or (silent is not None and bool(np.asarray(silent)[j]))
+        drawn = bool(fresh[c[0] != 0].any()) or (silent is not None and bool(np.asarray(silent)[j]))
         if not _close(moved[0], want, c[0], signal_only=drawn):
             raise ValueError(
                 f"row {j} of the table does not carry signal and noise to grid point {i + 1}: it "
                 f"makes {moved[0][0]:.12g} x_0 + {moved[0][1]:.12g} n of "
                 f"{want[0]:.12g} x_0 + {want[1]:.12g} n. This is a defect of the solver"
             )
+        later = [bool(fresh[weights != 0].any()) for weights in c[1:]]
         for p in range(keeps):
             slot = int(line[len(line) - keeps + p])
             if slot >= 0:
                 values[COLUMNS + slot] = moved[1 + p]
+                fresh[COLUMNS + slot] = later[p]
 
 
 def _close(got: Floats, want: Floats, weights: Floats, *, signal_only: bool) -> bool:

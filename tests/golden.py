@@ -61,6 +61,7 @@ PLANS = {  # file -> arguments of fastdiff.plan
         "spacing": [1.0, 0.9, 0.7, 0.5, 0.3, 0.15],
         "prediction": "flow_prediction",
     },
+    "ipndm-v": {"solver": "ipndm_v", "steps": 6, "prediction": "v_prediction"},
     "kdpm2-a": {"solver": "kdpm2_a", "steps": 6, "eta": 0.7, "begin": 2},
     "lms": {"solver": "lms", "steps": 6, "spacing": "trailing"},
     "scm": {
@@ -70,6 +71,16 @@ PLANS = {  # file -> arguments of fastdiff.plan
         "prediction": "v_prediction",
     },
     "tcd": {"solver": "tcd", "steps": 4, "spacing": "trailing", "eta": 0.4},
+    "plms": {"solver": "plms", "steps": 7, "spacing": "leading", "prediction": "v_prediction"},
+    "sa-3": {"solver": "sa_solver_3", "steps": 6, "tau": 0.8, "final_sigma": "sigma_min"},
+    "sa-flow": {
+        "solver": "sa_solver",
+        "steps": 5,
+        "noise": NoiseSchedule.flow(3.0),
+        "spacing": [1.0, 0.9, 0.7, 0.4, 0.15],
+        "prediction": "flow_prediction",
+        "lower_order_final": False,
+    },
     "unipc-2": {"solver": "unipc_2", "steps": 6},
     "unipc-3-bh1": {
         "solver": "unipc_3",

@@ -102,6 +102,9 @@ EXACT_FOR_ONE_POINT = [
         )
     ),
 ]
+EXACT_FOR_ONE_POINT += [
+    (name, {"tau": tau, **OPEN}) for name in ("sa_solver", "sa_solver_3") for tau in (0.0, 0.3, 1.0)
+]
 PREDICTIONS = ["epsilon", "sample", "v_prediction", "flow_prediction"]
 
 
@@ -173,7 +176,7 @@ def weak_order(solver, spread=0.6, n=64, **options):
     errors = []
     for steps in (n, 2 * n):
         sigmas = np.exp(np.linspace(np.log(3.0), np.log(0.05), steps + 1))
-        calls = steps if SOLVERS[solver].points is None else 2 * steps - 1
+        calls = SOLVERS[solver].rows(steps)
         plan = fastdiff.plan(solver, steps=calls, spacing=sigmas, **options)
         _, variance = propagate(plan, spread=spread)
         errors.append(abs(variance[-1] - true_path(plan, spread)[1][-1]))
@@ -193,6 +196,8 @@ def weak_order(solver, spread=0.6, n=64, **options):
         ("dpmpp_3m_sde", OPEN, 2.0),
         ("dpmpp_2m", OPEN, 2.0),
         ("kdpm2_a", {}, 2.0),
+        ("sa_solver", {**OPEN}, 2.0),
+        ("sa_solver", {"tau": 0.5, **OPEN}, 2.0),
         ("dpmsolver_sde_1", {"n": 512, **OPEN}, 1.0),  # its error changes sign at some 60 steps
         ("dpmsolver_2m_sde", OPEN, 2.0),
     ],

@@ -189,6 +189,8 @@ PROMISE = {
     "KDPM2DiscreteScheduler": None,
     "LCMScheduler": None,
     "LMSDiscreteScheduler": None,
+    "PNDMScheduler": None,
+    "SASolverScheduler": None,
     "NoiseSchedule": None,  # made by its class methods
     "Plan": None,  # made by plan and Plan.load
     "SCMScheduler": None,

@@ -12,6 +12,7 @@ from fastdiff.predictions import PREDICTIONS
 from fastdiff.registry import SOLVERS
 from fastdiff.schedules import SPACINGS, NoiseSchedule
 from fastdiff.solvers.consistency import consistency
+from fastdiff.solvers.sa import sa_solver
 from fastdiff.solvers.singlestep import singlestep
 from fastdiff.solvers.tcd import tcd
 from fastdiff.solvers.unipc import unipc
@@ -165,7 +166,8 @@ def test_equal_levels_are_the_identity(solver):
     """h = 0: nothing moves, nothing is infinite, also twice, at the start, and for what follows.
     But for consistency sampling, which replaces all or part of the noise at any level."""
     sigmas = np.array([9.0, 9.0, 4.0, 4.0, 4.0, 1.5, 0.3, 0.3])
-    calls = 7 if SOLVERS[solver].points is None else 13
+    chosen = SOLVERS[solver]
+    calls = chosen.rows(7)
     plan = fastdiff.plan(solver, steps=calls, spacing=sigmas)
     assert np.isfinite(np.delete(plan.rows, [4, 5], axis=2)).all()
     data = Mixture()
@@ -173,17 +175,18 @@ def test_equal_levels_are_the_identity(solver):
     noises = np.random.default_rng(0).normal(size=(calls, 5))
     path = run(plan, data.network(plan, "epsilon"), x, noises)
     assert np.isfinite(path).all()
-    if SOLVERS[solver].row in (consistency, tcd):
+    if chosen.row in (consistency, tcd):
         return
-    if calls == 13:  # at the ends of whole steps
-        path = [*path[::2], path[-1]]
-    corrects = SOLVERS[solver].row is unipc
+    # at the ends of whole steps
+    first = [row for row in range(calls) if chosen.call(row)[1] == 0]
+    path = [path[row] for row in (*first, calls)]
+    corrects = chosen.row in (unipc, sa_solver)
     # the third row of a cycle takes it again, with a prediction at its end
-    again = SOLVERS[solver].row is singlestep and SOLVERS[solver].depths == (2, 1)
+    again = chosen.row is singlestep and chosen.depths == (2, 1)
     for j in (0, 3, 6) if again else (0, 2, 3, 6):
         if corrects and j in (2, 6):  # the step before is corrected, and then nothing moves
             lines = HEAD + (1 + plan.keeps) * (4 + plan.history)
-            next_, _, begun = plan.rows[j, 0, HEAD:lines].reshape(3, -1)
+            next_, _, begun, *_ = plan.rows[j, 0, HEAD:lines].reshape(1 + plan.keeps, -1)
             np.testing.assert_array_equal(next_, begun)
         else:
             np.testing.assert_allclose(path[j + 1], path[j], rtol=1e-12, atol=1e-13)
@@ -216,7 +219,7 @@ def test_nearly_equal_levels_do_not_blow_up_rounding(solver):
     """Levels that differ by rounding: a slope over that distance would be noise times 1e15."""
     sigmas = np.array([9.0, 4.0, 4.0 * (1 - 2e-16), 1.5, 1.5 * (1 - 2e-16), 1.5 * (1 - 4e-16), 0.3])
     options = {"lower_order_final": False} if "lower_order_final" in SOLVERS[solver].options else {}
-    plan = fastdiff.plan(solver, steps=11 if solver in TWO else 6, spacing=sigmas, **options)
+    plan = fastdiff.plan(solver, steps=SOLVERS[solver].rows(6), spacing=sigmas, **options)
     assert np.abs(plan.rows[:, :, HEAD:]).max() < 50
 
 
@@ -240,7 +243,7 @@ def test_zero_terminal_snr(solver):
 @pytest.mark.parametrize("solver", [n for n in SOLVERS if not (n in BY_NOISE and "sde" in n)])
 def test_flow_from_pure_noise(solver, top):
     sigmas = np.array([top, 0.8, 0.5, 0.1, 0.0])
-    calls = 7 if solver in TWO else 4
+    calls = SOLVERS[solver].rows(4)
     plan = fastdiff.plan(
         solver, steps=calls, noise="flow", prediction="flow_prediction", spacing=sigmas
     )
@@ -248,7 +251,8 @@ def test_flow_from_pure_noise(solver, top):
     noises = np.random.default_rng(0).normal(size=(calls, 5))
     path = run(plan, lambda x, t, j: np.sin(3 * x) + t / 1000, x, noises)
     assert np.isfinite(path).all()
-    np.testing.assert_array_equal(plan.timesteps[:: 1 if calls == 4 else 2], 1000 * sigmas[:-1])
+    first = [row for row in range(calls) if SOLVERS[solver].call(row)[1] == 0]
+    np.testing.assert_array_equal(plan.timesteps[first], 1000 * sigmas[:-1])
 
 
 def test_flow_from_pure_noise_is_the_limit():

@@ -192,7 +192,7 @@ def test_the_ends_of_the_levels_that_are_taken(solver, family):
         predictions, top = ["flow_prediction"], 1 - 1e-5 if by_noise else 1 - 1e-8
     for prediction in predictions:
         for sigmas in ([top, 1.0 if family != "flow" else 0.5, 1e-20], [top, 1e-20, 1e-20]):
-            steps = 3 if SOLVERS[solver].evaluations == 1 else 5  # 3 levels
+            steps = SOLVERS[solver].rows(3)  # 3 levels
             fastdiff.plan(solver, steps=steps, noise=family, spacing=sigmas, prediction=prediction)
 
 

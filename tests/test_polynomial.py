@@ -15,6 +15,7 @@ import fastdiff
 from fastdiff.solvers.adams import adams
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.row import Grid
+from fastdiff.solvers.sa import sa_solver
 from fastdiff.solvers.unipc import unipc
 from tests.loop import run as run_plan
 
@@ -163,6 +164,33 @@ def test_unipc_is_exact_up_to_these_degrees(order, predictor, corrector, predict
         assert errors[-1] > 1e-5
 
 
+@pytest.mark.parametrize("predict", ["data", "noise"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_sa_solver_is_exact_up_to_these_degrees(order, predict):
+    """As many as there are predictions; but through two of the data the slope's integral is h^2 /
+    2, and only constants are exact."""
+    lam = np.append(LAM, -0.8)  # the corrector of the third step belongs to the fourth row
+    options = {"predictor_order": order, "corrector_order": order, "predict": predict, "tau": 0.0}
+    degree = 0 if order == 2 and predict == "data" else order - 1
+
+    def error(k, corrects):
+        if corrects:
+            row, i = sa_solver(grid(lam), 3, 3, **options, **OPEN).keep[1], 3
+            start = row.h[-2]
+        else:
+            row, i = sa_solver(grid(lam), 2, 2, corrected=0, **options, **OPEN).next, 2
+            start = row.x
+        now = row.d if predict == "data" else row.n
+        past = (w * lam[i - j] ** k for j, w in enumerate(row.h[:-2], 1) if w)
+        made = float(start * START + now * lam[i] ** k + sum(past))
+        return abs(made / exact(START, k, predict) - 1)
+
+    for corrects in (False, True):
+        errors = [error(k, corrects) for k in range(degree + 2)]
+        assert max(errors[:-1]) < EXACT
+        assert errors[-1] > 1e-5
+
+
 # Solvers in sh = sigma / alpha: there d(x / alpha) / d sh = n, so n(sh) = sh^k is integrated.
 
 
@@ -186,6 +214,7 @@ def warm(true, last):
     [
         ("lms", 5, 3, 4),  # four predictions by then
         ("lms", 5, 2, 3),
+        ("ipndm_v", 5, 3, 4),
         ("ipndm", 5, 3, 1),  # exact for any slope on equal steps alone
         ("heun", 9, 5, 2),  # a second half
         ("heun", 9, 6, 1),  # a first half

@@ -8,8 +8,9 @@ import diffusers
 import pytest
 
 import fastdiff
-from fastdiff.registry import A1111, COMFYUI, SOLVERS, find, near
+from fastdiff.registry import SOLVERS, find, near
 from fastdiff.schedulers import CLASSES
+from fastdiff.solvers.solver import A1111, COMFYUI
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda row: row.name)
@@ -22,7 +23,11 @@ def test_a_row_says_what_its_function_does(solver):
     assert {*solver.preset, *solver.options, *solver.faithful} <= {*taken} - {"grid", "i", "k"}
     assert not {*solver.preset} & {*solver.options}
     assert solver.state in ("vp", "ve")
-    assert solver.evaluations == (1 if solver.points is None else 2)
+    assert (solver.points is None) == (solver.rows(3) == 3)
+    calls = [solver.call(row) for row in range(solver.rows(4))]
+    assert calls == sorted(set(calls))
+    assert {step for step, _ in calls} == set(range(4))
+    assert [solver.steps(solver.rows(n)) for n in range(1, 9)] == list(range(1, 9))
     assert solver.order in (1, 2, 3)
 
 
@@ -66,6 +71,8 @@ def test_names_and_aliases_mean_one_solver_each():
         ("DPMPP_2M", "dpmpp_2m"),
         ("UniPC", "unipc_2"),
         ("uni_pc_bh2", "unipc_2"),
+        ("PLMS", "plms"),
+        ("PNDM", "plms"),
     ],
 )
 def test_users_names(alias, name):
@@ -252,6 +259,15 @@ def test_the_name_replaces_what_it_stands_for_in_a_whole_config(source, name, sa
         made = fastdiff.sampler(name, spacing="karras", **config)
         assert made.config.use_karras_sigmas
         assert not made.config.use_beta_sigmas
+
+
+@pytest.mark.parametrize("name", ["sa_solver", "sa_solver_3", "plms"])
+def test_a_whole_config_of_another_algorithm(name):
+    """DPM-Solver's algorithm_type means nothing to SA-Solver, which would refuse it."""
+    config = diffusers.DPMSolverMultistepScheduler(beta_end=0.013, use_karras_sigmas=True).config
+    made = fastdiff.sampler(name, **config)
+    want = {"beta_end": 0.013, **find(name).scheduler[1]}
+    assert {key: made.config[key] for key in want} == want
 
 
 def test_a_misspelt_option_beside_a_whole_config_is_refused():

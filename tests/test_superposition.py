@@ -18,6 +18,7 @@ OPTIONS = {
     "ddim": ({}, {"eta": 0.4}),
     "euler": ({}, {"s_churn": 2.0, "s_noise": 1.1}),
     "ddpm": ({}, {"variance": "large"}),
+    "sa_solver": ({}, {"tau": 0.4, "s_noise": 1.1, "lower_order_final": False}),
     "unipc_2": ({}, {"solver_type": "bh1", "lower_order_final": False}),
     "dpmpp_2m": ({}, {"solver_type": "heun", "lower_order_final": False}),
     "dpmpp_3m": ({}, {"numerics": "faithful"}),

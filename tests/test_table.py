@@ -39,8 +39,7 @@ def parts(solver, prediction="epsilon", begin=0, **options):
     """(rows by slot, rows by age, grid, begin, depths, outputs) as `plan` makes them."""
     chosen = SOLVERS[solver]
     family = NoiseSchedule.vp()
-    whole = STEPS if chosen.points is None else STEPS // 2 + 1
-    ratios = np.append(levels(family, "exponential", whole), 0.01)
+    ratios = np.append(levels(family, "exponential", chosen.steps(STEPS)), 0.01)
     if chosen.points is not None:
         ratios = chosen.points(ratios, STEPS, **chosen.options)
     alpha, sigma = family.alpha_sigma(ratios)

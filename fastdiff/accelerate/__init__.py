@@ -157,7 +157,8 @@ def _row(name: str, part: Any) -> ReportRow:
         return ReportRow(name, kind, "stock", why)
     state = part._state
     calls = {"fused": state.fused, **state.counts}
-    key = backends.Key(part.timesteps.device.type, torch.float32)
+    times = part.timesteps  # PNDM has none before its first run
+    key = backends.Key("cpu" if times is None else times.device.type, torch.float32)
     try:
         backend = backends.chosen("affine_step", key)
     except backends.BackendError as error:

@@ -127,7 +127,8 @@ def _portable(stock: type, fast: type) -> type:
     """A subclass that calls itself by the stock class's name, for savers that look at names."""
 
     def __reduce_ex__(self: Any, protocol: Any) -> tuple[Any, ...]:
-        return _rebuild, (stock,), self.__dict__  # a pickle finds classes by name: the stock one
+        # a pickle finds classes by name: the stock one
+        return _rebuild, (stock,), self.__getstate__()
 
     body = {"__module__": stock.__module__, "__doc__": fast.__doc__, "__reduce_ex__": __reduce_ex__}
     return type(stock.__name__, (fast,), body)

@@ -1,4 +1,4 @@
-"""Who runs: every solver of the registry, the class of diffusers behind it, and diffusers' others.
+"""Who runs: every solver of the registry, and the class of diffusers behind it.
 
 What does not run is in `EXCLUDED`, with the reason; a test holds both against the registry.
 """
@@ -66,19 +66,10 @@ EXCLUDED: dict[tuple[str, str], str] = {  # (solver, family) -> why
     ("flow_heun", "vp"): "a flow's sampler",
     ("flow_lcm", "vp"): "a flow's sampler",
     ("flow_euler", "vp"): "a flow's sampler; its row is that of ddim",
+    ("ipndm_v", "vp"): "is lms, the same row",
+    ("ipndm_v", "flow"): "is lms, the same row",
     ("ddim", "flow"): "is flow_euler there, the same row",
     ("euler", "flow"): "is flow_euler there, the same row",
-}
-# classes that the registry has no solver for (where it has one by now, that one runs instead):
-# name -> (class, config, draws noise, family)
-OTHERS: dict[str, tuple[str, dict[str, Any], bool, str]] = {
-    "heun": ("HeunDiscreteScheduler", {}, False, "vp"),
-    "kdpm2": ("KDPM2DiscreteScheduler", {}, False, "vp"),
-    "kdpm2_a": ("KDPM2AncestralDiscreteScheduler", {}, True, "vp"),
-    "lms": ("LMSDiscreteScheduler", {}, False, "vp"),
-    "plms": ("PNDMScheduler", {"skip_prk_steps": True}, False, "vp"),
-    "sa_solver": ("SASolverScheduler", {}, True, ""),
-    "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}, False, "flow"),
 }
 # options that make another method of a solver; with the spacings that are best at few calls
 VARIANTS: tuple[Variant, ...] = (
@@ -90,7 +81,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("unipc_3", {"solver_type": "bh1"}),
 )
 VARIED = {"vp": ("karras", "exponential", "trailing"), "flow": ("linspace", "shift 3")}
-OTHERS_LEFT_OUT = {
+CLASSES_LEFT_OUT = {
     "IPNDMScheduler": "has levels of its own, not those of the model",
     "EDMEulerScheduler": "for networks with EDM's preconditioning",
     "EDMDPMSolverMultistepScheduler": "for networks with EDM's preconditioning",
@@ -132,9 +123,6 @@ def contestants(family: str) -> Iterator[Contestant]:
         yield from _stock(family, solver.name, *solver.scheduler, solver.noise)
     for one in VARIANTS:
         yield from _varied(family, one)
-    for name, (cls, config, noise, only) in others().items():
-        if only in ("", family):
-            yield from _stock(family, name, cls, config, noise)
 
 
 def _varied(family: str, one: Variant) -> Iterator[Contestant]:
@@ -154,12 +142,6 @@ def _varied(family: str, one: Variant) -> Iterator[Contestant]:
             yield replace(who, row=one.solver, options=one.options if one.step else {})
 
 
-def others() -> dict[str, tuple[str, dict[str, Any], bool, str]]:
-    """Classes of OTHERS that no solver of the registry replaces."""
-    known = {_call(*solver.scheduler) for solver in SOLVERS.values()}
-    return {n: row for n, row in OTHERS.items() if _call(row[0], row[1]) not in known}
-
-
 def spacings(family: str) -> tuple[str, ...]:
     """Those of a family that run here: beta needs SciPy."""
     scipy = importlib.util.find_spec("scipy") is not None
@@ -172,18 +154,14 @@ def without_peer(family: str) -> dict[str, str]:
     for solver in SOLVERS.values():
         if (solver.name, family) not in EXCLUDED and not _fits(family, solver.scheduler[0]):
             cls = solver.scheduler[0]
-            why = OTHERS_LEFT_OUT.get(cls, "is not for this family")
+            why = CLASSES_LEFT_OUT.get(cls, "is not for this family")
             found[solver.name] = f"{cls} {why}"
     return found
 
 
-def _call(cls: str, config: Mapping[str, Any]) -> str:
-    return f"{cls} {sorted(config.items())}"
-
-
 def _fits(family: str, cls: str) -> bool:
     if family == "vp":
-        return not cls.startswith("FlowMatch") and cls not in OTHERS_LEFT_OUT
+        return not cls.startswith("FlowMatch") and cls not in CLASSES_LEFT_OUT
     return cls.startswith("FlowMatch") or "use_flow_sigmas" in _options(cls)
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from fastdiff import __version__
 from fastdiff.accuracy.contestants import (
+    CLASSES_LEFT_OUT,
     EXCLUDED,
     LEFT_OUT,
-    OTHERS_LEFT_OUT,
     SPACINGS,
     Contestant,
     contestants,
@@ -118,7 +118,7 @@ def excluded() -> list[Record]:
         ]
     found += [
         {"solver": name, "family": "all", "side": "diffusers", "reason": why}
-        for name, why in OTHERS_LEFT_OUT.items()
+        for name, why in CLASSES_LEFT_OUT.items()
     ]
     for family in FAMILIES:
         found += [

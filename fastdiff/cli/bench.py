@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastdiff.accuracy.contestants import VARIANTS, others
+from fastdiff.accuracy.contestants import VARIANTS
 from fastdiff.accuracy.page import page
 from fastdiff.accuracy.picture import svg
 from fastdiff.accuracy.problem import FAMILIES, SAMPLES
@@ -53,12 +53,12 @@ def accuracy(
 
 
 def _solver(name: str) -> str:
-    if name in others() or name in (one.name for one in VARIANTS):
+    if name in (one.name for one in VARIANTS):
         return name
     try:
         return find(name).name
     except ValueError as error:
-        known = ", ".join((*SOLVERS, *(one.name for one in VARIANTS), *others()))
+        known = ", ".join((*SOLVERS, *(one.name for one in VARIANTS)))
         raise UserError(f"--solver must be one of {known}; got {name!r}") from error
 
 

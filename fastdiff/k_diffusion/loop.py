@@ -40,7 +40,7 @@ def steps_of(
     entry = state.to(x.dtype)
     rings = Rings(plan, table, state, None if x.dtype == wide else x.dtype)
     for row in trange(plan.steps, disable=disable):
-        i, half = divmod(row, run.calls)
+        i, half = run.call(row)
         denoised = like("model must return denoised", model(entry, seen[row], **extra_args), x)
         if callback is not None and half == 0:
             told = {"sigma": sigmas[i], "sigma_hat": hats[row], "denoised": denoised}

@@ -26,12 +26,12 @@ class Run:
     """A plan for alpha = 1 (flow: 1 - sigma), its levels those at which the network is called.
 
     first  weight of the noise that is added before the first call; None: none is drawn
-    calls  rows, that is calls of the network, from one of the caller's levels to the next
+    call   row -> (step from one of the caller's levels to the next, which call of the network)
     """
 
     plan: Plan
     first: float | None = None
-    calls: int = 1
+    call: Callable[[int], tuple[int, int]] = lambda row: (row, 0)
 
 
 def as_there(solver: Solver) -> Solver:
@@ -82,7 +82,7 @@ def make(solver: Solver, sigmas: Floats, flow: bool, options: dict[str, Any]) ->
     rows, draws = rows_of(solver, grid, "sample", np.ones_like(points), 0, options)
     # as k-diffusion: also where the weight is 0 for want of a step, but not for the last x_0
     draws &= (points[1:] > 0) & (options.get("eta", 1.0) > 0)
-    return Run(_plan(solver, rows, grid, draws), calls=solver.evaluations)
+    return Run(_plan(solver, rows, grid, draws), call=solver.call)
 
 
 def _points(solver: Solver, sigmas: Floats, options: dict[str, Any]) -> Floats:
@@ -91,9 +91,9 @@ def _points(solver: Solver, sigmas: Floats, options: dict[str, Any]) -> Floats:
         return sigmas
     steps = len(sigmas) - 1
     if sigmas[-1] == 0:
-        return solver.points(sigmas, 2 * steps - 1, **options)
+        return solver.points(sigmas, solver.rows(steps), **options)
     # a step that ends above 0 is whole, as if another one to 0 followed
-    return solver.points(np.append(sigmas, 0.0), 2 * steps + 1, **options)[:-1]
+    return solver.points(np.append(sigmas, 0.0), solver.rows(steps + 1), **options)[:-1]
 
 
 def _churned(
@@ -134,7 +134,7 @@ def _churned(
     draws = np.zeros(len(moves), dtype=bool)
     draws[ends[:-1]] = some
     first = float(weights[0]) if some else None
-    return Run(_plan(solver, rows, whole, draws), first, solver.evaluations)
+    return Run(_plan(solver, rows, whole, draws), first, solver.call)
 
 
 def _plan(solver: Solver, rows: Floats, grid: Grid, draws: NDArray[np.bool_]) -> Plan:

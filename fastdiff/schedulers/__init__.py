@@ -33,6 +33,8 @@ from fastdiff.schedulers.kdpm2 import (
 )
 from fastdiff.schedulers.lcm import LCMScheduler
 from fastdiff.schedulers.lms import LMSDiscreteScheduler
+from fastdiff.schedulers.pndm import PNDMScheduler
+from fastdiff.schedulers.sasolver import SASolverScheduler
 from fastdiff.schedulers.scm import SCMScheduler
 from fastdiff.schedulers.spaced import fits, levels_for
 from fastdiff.schedulers.tcd import TCDScheduler
@@ -61,6 +63,8 @@ CLASSES: tuple[type[SchedulerMixin], ...] = (
     DPMSolverSinglestepScheduler,
     EDMEulerScheduler,
     EDMDPMSolverMultistepScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
 )
 for _class in CLASSES:
     _class.__module__ = "fastdiff"
@@ -173,7 +177,7 @@ def _options(cls: type[SchedulerMixin]) -> set[str]:
 
 def _foreign() -> set[str]:
     """Config keys of other classes: a pipeline's config carries them along."""
-    return {key for c in CLASSES for key in _options(c)} | {"skip_prk_steps"}
+    return {key for c in CLASSES for key in _options(c)}
 
 
 __all__ = [
@@ -197,6 +201,8 @@ __all__ = [
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
     "SCMScheduler",
     "SchedulerMixin",
     "TCDScheduler",

@@ -39,6 +39,7 @@ _DPM = ("DPMSolverMultistepScheduler",)
 _EDM = ("EDMDPMSolverMultistepScheduler",)
 _SINGLE = ("DPMSolverSinglestepScheduler",)
 _UNIPC = ("UniPCMultistepScheduler",)
+_SA = ("SASolverScheduler",)
 
 QUIRKS = (
     Quirk(
@@ -68,8 +69,21 @@ QUIRKS = (
         "#12633",
     ),
     Quirk(
+        "PLMS steps from t to t - T // n",
+        ("PNDMScheduler",),
+        "prev_timestep=stride",
+        "linspace, 10 steps: 10 % of the sample; the middles of the Runge-Kutta start are off, too",
+        "#12633",
+    ),
+    Quirk(
+        "the second call of PLMS in a run that begins later",
+        ("PNDMScheduler",),
+        "second_call=always",
+        "image to image: no timestep comes twice there, all later ones are one level late; 5 %",
+    ),
+    Quirk(
         "model times are cut to whole numbers",
-        _DPM + _SINGLE + _UNIPC,
+        _DPM + _SINGLE + _UNIPC + _SA,
         "integer_timesteps=True",
         "flow: 954 instead of 954.2; exponential and beta sigmas: up to one whole timestep",
     ),
@@ -99,10 +113,10 @@ QUIRKS = (
     ),
     Quirk(
         "no division by zero for equal noise levels",
-        _DPM + _UNIPC,
+        _DPM + _UNIPC + _SA,
         "",
         "order 3, Karras, final sigma_min, 15 steps or more: NaN there, the identity step here; "
-        "UniPC: order 3 with lower_order_final=False",
+        "UniPC: order 3 with lower_order_final=False; SA-Solver: as many steps as timesteps",
         "#9007",
     ),
     Quirk(
@@ -121,10 +135,10 @@ QUIRKS = (
     ),
     Quirk(
         "duplicate timesteps",
-        _DPM + _UNIPC,
+        _DPM + _UNIPC + _SA,
         "",
         "squaredcos_cap_v2 with Karras sigmas: IndexError at the end there, AssertionError of "
-        "UniPC (12 unique of 20)",
+        "UniPC and SA-Solver (12 unique of 20)",
         "#12771",
     ),
     Quirk(
@@ -153,6 +167,19 @@ QUIRKS = (
         (*_DPM, *_UNIPC, "DEISMultistepScheduler"),
         "",
         "from_config(config, use_flow_sigmas=True): flow_shift is 1 there, the config's shift here",
+    ),
+    Quirk(
+        "x_0 of a predicted noise",
+        _SA,
+        "",
+        "noise_prediction with thresholding: RuntimeError there, since the level is looked up by "
+        "a timestep of None; its x_0 is bounded here",
+    ),
+    Quirk(
+        "noise beside a learned variance",
+        _SA,
+        "",
+        "drawn in the shape of mean and variance, RuntimeError there; in that of the mean here",
     ),
     Quirk(
         "sigma_down of a long step",

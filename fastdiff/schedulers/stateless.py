@@ -1,7 +1,8 @@
-"""What DDIMScheduler and DDPMScheduler share: no step counter, rows chosen by a timestep's value.
+"""What schedulers share whose rows are chosen by a timestep's value; of them DDIMScheduler and
+DDPMScheduler have no step counter at all.
 
-Any whole timestep in any order works, also one that is not in `timesteps`.  A place is
-(t, previous t, numbers passed to step); noise levels come from `alphas_cumprod`.
+Any whole timestep in any order works, also one that is not in `timesteps`.  A place begins with
+(t, previous t) or ends with them; noise levels come from `alphas_cumprod`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BOUNDED = (  # config entries of a class that may bound x_0
 BEYOND = 1e18  # stands for 1 / 0 where the result is bounded anyway
 
 
-class StatelessStep(FusedStep):
+class ByTimestep(FusedStep):
     """Mixed into a diffusers scheduler class that works on timesteps and `alphas_cumprod`."""
 
     _source = "alphas_cumprod"
@@ -58,11 +59,6 @@ class StatelessStep(FusedStep):
         call: Callable[..., Tensor] = super().add_noise  # type: ignore[misc]
         return self._following(call, original_samples, noise, timesteps)
 
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """As diffusers."""
-        call: Callable[..., Tensor] = super().get_velocity  # type: ignore[misc]
-        return self._following(call, sample, noise, timesteps)
-
     def _time(self, timestep: Any) -> tuple[int, int | None]:
         """(t, its index in timesteps or None)."""
         index = view_index(self.timesteps, timestep)
@@ -75,40 +71,6 @@ class StatelessStep(FusedStep):
         if t != value or not 0 <= t < top:
             raise ValueError(f"timestep must be a whole number in 0 .. {top - 1}; got {value:g}")
         return t, None
-
-    def _stateless(
-        self,
-        state: State,
-        rows: Rows,
-        place: Place,
-        sample: Tensor,
-        model_output: Tensor,
-        noise: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """(x', x_0) of a place."""
-        direct, threshold, _ = state.facts
-        dtype = promote(sample, model_output)
-        x0_dtype = model_output.dtype if direct else dtype
-        entry = rows[place]
-        out = self._apply(
-            rows, place, entry, sample, model_output, (), noise, dtype, x0_dtype, 0, threshold
-        )
-        return out[0], out[1]
-
-    @staticmethod
-    def _clip(config: dict[str, Any]) -> Clip:
-        if config["thresholding"] or not config["clip_sample"]:
-            return OFF
-        return Clip(-config["clip_sample_range"], config["clip_sample_range"])
-
-    def _facts(self, config: dict[str, Any]) -> Any:
-        """(x_0 is the raw output, bounds of thresholding or None, trained steps)."""
-        bounds = (config["dynamic_thresholding_ratio"], config["sample_max_value"])
-        return (
-            config["prediction_type"] == "sample",
-            bounds if config["thresholding"] else None,
-            config["num_train_timesteps"],
-        )
 
     def _custom_timesteps(
         self,
@@ -145,6 +107,49 @@ class StatelessStep(FusedStep):
                 f"got {num_inference_steps}"
             )
         return whole
+
+
+class StatelessStep(ByTimestep):
+    """Of DDIMScheduler and DDPMScheduler."""
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """As diffusers."""
+        call: Callable[..., Tensor] = super().get_velocity  # type: ignore[misc]
+        return self._following(call, sample, noise, timesteps)
+
+    def _stateless(
+        self,
+        state: State,
+        rows: Rows,
+        place: Place,
+        sample: Tensor,
+        model_output: Tensor,
+        noise: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """(x', x_0) of a place."""
+        direct, threshold, _ = state.facts
+        dtype = promote(sample, model_output)
+        x0_dtype = model_output.dtype if direct else dtype
+        entry = rows[place]
+        out = self._apply(
+            rows, place, entry, sample, model_output, (), noise, dtype, x0_dtype, 0, threshold
+        )
+        return out[0], out[1]
+
+    @staticmethod
+    def _clip(config: dict[str, Any]) -> Clip:
+        if config["thresholding"] or not config["clip_sample"]:
+            return OFF
+        return Clip(-config["clip_sample_range"], config["clip_sample_range"])
+
+    def _facts(self, config: dict[str, Any]) -> Any:
+        """(x_0 is the raw output, bounds of thresholding or None, trained steps)."""
+        bounds = (config["dynamic_thresholding_ratio"], config["sample_max_value"])
+        return (
+            config["prediction_type"] == "sample",
+            bounds if config["thresholding"] else None,
+            config["num_train_timesteps"],
+        )
 
 
 def first_conversion(prediction: str, grid: Grid, bounded: bool) -> Conversion:

@@ -5,9 +5,12 @@ With sh = sigma / alpha the ODE is d(x / alpha) / d sh = n, so
     x' = a' (x / a + int_sh^sh' P(u) du) = a' (x / a + sum_j w_j n_j)
 
 with P the polynomial through the last predictions of the noise.  "exact" takes the integral on the
-grid as it is (LMS of k-diffusion; variable-step iPNDM), "equal" the weights of equal steps,
+grid as it is (LMS of k-diffusion; iPNDM-v), "equal" the weights of equal steps,
 w_j = (sh' - sh) (55, -59, 37, -9) / 24 at order 4 (iPNDM).  Early rows have the order that their
 history allows.
+
+iPNDM-v as diff-sampler and ComfyUI ship it has Newton's form of these integrals, with three slips
+(docs/mathematics.md): they are not reproduced, since with them the weights have not the sum 1.
 
 Liu et al. 2022, arXiv:2202.09778, section 3.4 (iPNDM's weights, from Zhang & Chen 2022,
 arXiv:2204.13902, appendix B); k-diffusion's sample_lms.

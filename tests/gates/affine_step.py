@@ -62,10 +62,10 @@ def launch(
     types = {name: kind for name, kind in types.items() if name not in constants}
     # Blocks of 128 threads that fit at once: of what a solver has, six if accesses are wide, else
     # three; where it keeps two vectors, whose sums are held besides, four, else two, and then a
-    # thread may have all that there is, but spill nothing.  Of what else the op accepts two, with
-    # some room: up to 25 sums and rings are held at once.
+    # thread may have all that there is, but spill nothing; with a third vector three and two.  Of
+    # what else the op accepts two, with some room: up to 25 sums and rings are held at once.
     solved, wide = (keeps, depth) in SOLVED, aligned and whole
-    blocks = ((6, 4) if wide else (3, 2))[keeps > 1]
+    blocks = ((6, 4, 3) if wide else (3, 2, 2))[(keeps > 1) + (keeps > 2)]
     limits = {
         "registers": REGISTERS // (32 * NUM_WARPS * blocks) // 8 * 8 if solved else 208,
         "widths": (32, 64, 128) if wide else (16, 32, 64),
@@ -107,8 +107,8 @@ def launches(capability: int) -> Iterator[Launch]:
             # With two vectors kept, a ring and memory for them besides is more than anybody asks
             # for at once, and with narrow accesses would spill: as the loop and as a step has it.
             noise = present & {"noise_ptr", "seeds_ptr"}
-            seldom = ((LOOP | noise, True), (STEP | noise, False))
-            real = seldom if pair[0] > 1 else ((present, True),)
+            asked = ((LOOP | noise, True), (STEP | noise, False))
+            real = asked if pair[0] > 1 else ((present, True),)
             for operands, ring in real:
                 yield launch(*pair, state, network, operands, ring=ring, aligned=False)
                 yield launch(*pair, state, network, operands, ring=ring, whole=False)

@@ -27,7 +27,7 @@ Generators must end in the same state: same numbers drawn, in the same order and
 
 import inspect
 
-from .classes import EDM, FLOWS, LMS, NAMES, ONE_RESULT, SINGLE, stock
+from .classes import EDM, FLOWS, LMS, NAMES, ONE_RESULT, PNDM, SA, SINGLE, stock
 from .options import draw
 from .runs import Case, finite, gaps, level, mine, reference, theirs
 
@@ -38,6 +38,7 @@ COUNT = {8: 120, 20: 60, 50: 20}  # draws per class
 WEIGHT = {"DPMSolverMultistepScheduler": 2, **dict.fromkeys((*FLOWS, *EDM, SINGLE), 0.5)}
 WEIGHT |= {name: 0.3 for name in NAMES if name not in FLOWS and stock(name).order == 2}
 WEIGHT[LMS] = 0.5  # SciPy integrates every weight in diffusers
+WEIGHT |= {PNDM: 0.5, SA: 0.8}
 
 
 def complaint(case: Case) -> str:

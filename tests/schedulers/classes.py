@@ -34,8 +34,10 @@ KDPM2_A = "KDPM2AncestralDiscreteScheduler"
 EDM_EULER = "EDMEulerScheduler"
 EDM_DPM = "EDMDPMSolverMultistepScheduler"
 EDM = (EDM_EULER, EDM_DPM)
+PNDM = "PNDMScheduler"
+SA = "SASolverScheduler"
 NAMES = (DPM, DDIM, EULER, EULER_A, DDPM, UNIPC, DEIS, LCM, TCD)
-NAMES += (FLOW_EULER, FLOW_LCM, FLOW_HEUN, HEUN, KDPM2, KDPM2_A, LMS, SINGLE, *EDM)
+NAMES += (FLOW_EULER, FLOW_LCM, FLOW_HEUN, HEUN, KDPM2, KDPM2_A, LMS, SINGLE, *EDM, PNDM, SA)
 
 
 PLAIN_TIMES = {  # diffusers' own, in whose place conftest.py puts a faster one
@@ -55,31 +57,40 @@ def stock(name: str) -> Any:
 
 def calls(name: str, steps: int) -> int:
     """How often `step` is called in a run of that many steps."""
+    if name == PNDM:  # PLMS, whose first step is two calls
+        return steps + 1
     return steps if stock(name).order == 1 else 2 * steps - 1
+
+
+def whole(name: str, timesteps: Any) -> Any:
+    """Of all timesteps those where a whole step begins."""
+    if name == PNDM:
+        return timesteps[[0, *range(2, len(timesteps))]]
+    return timesteps[:: stock(name).order]
 
 
 # what tests ask of a class; never its place in NAMES
 WITH_BETAS = tuple(name for name in NAMES if takes(name, "beta_start"))
 FLOWS = tuple(name for name in NAMES if name not in (*WITH_BETAS, *EDM))
-WITH_INDEX = tuple(name for name in NAMES if hasattr(stock(name), "step_index"))  # not DDIM, DDPM
+WITH_INDEX = tuple(n for n in NAMES if hasattr(stock(n), "step_index"))  # not DDIM, DDPM, PNDM
 WITH_SIGMAS = tuple(name for name in NAMES if hasattr(stock(name)(), "sigmas"))
 WITH_GENERATOR = tuple(n for n in NAMES if "generator" in signature(stock(n).step).parameters)
 WITH_HISTORY = tuple(name for name in NAMES if hasattr(stock(name)(), "model_outputs"))
-ONE_RESULT = (DPM, SINGLE, UNIPC, DEIS, FLOW_EULER, FLOW_LCM, FLOW_HEUN, EDM_DPM)  # sample alone
-UNKNOWN_IS_LAST = (
-    DPM,
-    SINGLE,
-    UNIPC,
-    DEIS,
-    EDM_DPM,
-)  # a timestep that is nowhere means the last one
+ONE_RESULT = (  # the sample alone
+    *(DPM, SINGLE, UNIPC, DEIS, FLOW_EULER, FLOW_LCM, FLOW_HEUN, EDM_DPM, PNDM, SA),
+)
+UNKNOWN_IS_LAST = (DPM, SINGLE, UNIPC, DEIS, EDM_DPM, SA)  # a timestep that is nowhere: the last
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _fresh = itertools.count()
 
 
 def base(name: str) -> dict[str, Any]:
-    """Stable Diffusion's betas, for a class that has betas."""
-    return SD if name in WITH_BETAS else {}
+    """Stable Diffusion's betas, for a class that has betas; and its PNDM is PLMS."""
+    return SD | plms(name) if name in WITH_BETAS else {}
+
+
+def plms(name: str) -> dict[str, Any]:
+    return {"skip_prk_steps": True} if name == PNDM else {}
 
 
 def unused(name: str) -> dict[str, Any]:
@@ -87,7 +98,9 @@ def unused(name: str) -> dict[str, Any]:
     j = next(_fresh)
     if name in EDM:
         return {"sigma_max": 79 + 1e-4 * j}
-    return SD | {"beta_end": 0.0119 + 1e-7 * j} if name in WITH_BETAS else {"shift": 2 + 1e-4 * j}
+    if name in WITH_BETAS:
+        return base(name) | {"beta_end": 0.0119 + 1e-7 * j}
+    return {"shift": 2 + 1e-4 * j}
 
 
 HOME = os.environ.get("FASTDIFF_TEST_SCHEDULERS", "fastdiff.schedulers")

@@ -111,4 +111,55 @@ def deis(s: Any, model: double.Model, x: Tensor, draw: double.Draw, *, begin: in
         yield x, None
 
 
-RECURSION = {"DEISMultistepScheduler": deis, "UniPCMultistepScheduler": unipc}
+def sa(s: Any, model: double.Model, x: Tensor, draw: double.Draw, *, begin: int = 0):
+    """SA-Solver, arXiv:2309.05019: a corrector takes the last step again, from where it began and
+    with its noise, with the prediction at its end."""
+    c, n, level = s.config, len(s.timesteps), levels(s)
+    data, past, corrector = c.algorithm_type == "data_prediction", [], 0
+    start = z = x  # of the step before
+
+    def step(i: int, x: Tensor, values: list[Tensor], first: int, z: Tensor) -> Tensor:
+        (a, b, lam), (a1, b1, lam1) = level[i], level[i + 1]
+        h, tau2 = lam1 - lam, float(s.tau_func(int(s.timesteps[i]))) ** 2
+        if h == 0:
+            return x
+        nodes: list[tuple[float, Tensor]] = []
+        for j, value in enumerate(values):
+            place = (level[first - j][2] - lam) / h
+            if all(abs(place - other) > CLOSE for other, _ in nodes):
+                nodes.append((place, value))
+        rate = -(1 + tau2) * h if data else h
+        value = interpolated(nodes, rate)
+        if (
+            data and len(values) == len(nodes) == 2
+        ):  # the integral of u e^0 in the place of that of u e^..
+            slope = (nodes[0][1] - nodes[1][1]) / (nodes[0][0] - nodes[1][0])
+            value = value + (0.5 - double.moment(1, rate)) * slope
+        if data:
+            keep, scale, noise = b1 / b * math.exp(-tau2 * h), a1, -math.expm1(-2 * tau2 * h)
+        else:
+            keep, scale, noise = a1 / a, -b1, tau2 * math.expm1(2 * h)
+        return keep * x + scale * (1 + tau2) * h * value + b1 * math.sqrt(noise) * z
+
+    for done, i in enumerate(range(begin, n)):
+        a, b, _ = level[i]
+        out = model(x, i)
+        if data:
+            m = double._as_data(c, x, out, a, b, float(s.sigmas[i]))
+        else:
+            m = double._as_noise(c, x, out, a, b)
+        past = [m, *past]
+        if corrector:
+            x = step(i - 1, start, past[:corrector], i, z)
+        z, start = draw(), x
+        left = n - i if c.lower_order_final else n
+        corrector = min(c.corrector_order, left + 1, done + 2)
+        x = step(i, x, past[: min(c.predictor_order, left, done + 1)], i, z)
+        yield x, m
+
+
+RECURSION = {
+    "SASolverScheduler": sa,
+    "DEISMultistepScheduler": deis,
+    "UniPCMultistepScheduler": unipc,
+}

@@ -30,6 +30,17 @@ _LIMITS = {
 }
 _CLIP = {"clip_sample": [True, False], "clip_sample_range": [1.0, 1.7]}
 
+
+def none(timestep: Any) -> float:
+    """tau of the ODE."""
+    return 0.0
+
+
+def ramp(timestep: Any) -> Any:
+    """A tau that is another number at every timestep; in diffusers a tensor."""
+    return 0.2 + timestep / 1000
+
+
 TABLE: dict[str, dict[str, list[Any]]] = {
     "DPMSolverMultistepScheduler": _SCHEDULE
     | _LIMITS
@@ -233,6 +244,25 @@ TABLE["EDMDPMSolverMultistepScheduler"] = {
     "lower_order_final": [True, False],
     "euler_at_final": [False, True],
 }
+TABLE["PNDMScheduler"] = {
+    key: values for key, values in _SCHEDULE.items() if key != "rescale_betas_zero_snr"
+} | {
+    "skip_prk_steps": [True, False],
+    "set_alpha_to_one": [True, False],
+    "prediction_type": ["epsilon", "v_prediction"],
+}
+TABLE["SASolverScheduler"] = {
+    key: values
+    for key, values in TABLE["DEISMultistepScheduler"].items()
+    if key not in ("solver_order", "solver_type", "use_dynamic_shifting", "time_shift_type")
+} | {
+    "predictor_order": [1, 2, 3],
+    "corrector_order": [1, 2, 3],
+    "tau_func": [None, none, ramp],
+    "algorithm_type": ["data_prediction", "data_prediction", "noise_prediction"],
+    "lambda_min_clipped": [-float("inf"), -5.1],
+    "variance_type": [None],  # "learned" draws noise of another shape than the sample's there
+}
 SPACINGS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -278,6 +308,10 @@ def accepted(name: str, c: dict[str, Any], steps: int) -> bool:
             return False  # alpha = 1e-6: (x - s e) / a is rounding, and its quantile, too
         if c["shift_terminal"] is not None and not c["use_flow_sigmas"]:
             return False
+    if name == "SASolverScheduler" and c["algorithm_type"] == "noise_prediction":
+        if c["beta_schedule"] == "squaredcos_cap_v2" and not betas:
+            return False  # x / alpha of 1e-3 and less: what is left of float32 is rounding
+        return not c["thresholding"] and c["prediction_type"] != "flow_prediction"
     if name == "EulerDiscreteScheduler" and not any(c[f] for f in SPACINGS[:3]):
         return c["sigma_min"] is None and c["sigma_max"] is None  # they have no effect
     return True
@@ -304,7 +338,7 @@ def draw(name: str, steps: int, seed: int) -> Case:
         if hasattr(s, "sigmas") and len(s.sigmas) <= len(s.timesteps):
             continue  # diffusers makes more timesteps than noise levels and runs over the end
         times = s.timesteps[:: s.order].tolist()  # of whole steps
-        if len(set(times)) == len(times):
+        if len(set(times)) == len(times) or not hasattr(s, "set_begin_index"):
             return case
         # Without set_begin_index diffusers takes the second of two equal timesteps, a wrong level.
         return replace(case, begin=(begin, True))

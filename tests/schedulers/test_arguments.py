@@ -17,6 +17,8 @@ from .classes import (
     KDPM2,
     KDPM2_A,
     NAMES,
+    PNDM,
+    SA,
     SD,
     SINGLE,
     WITH_BETAS,
@@ -40,6 +42,7 @@ NOISY = [
     (EULER, {}, {"s_churn": 30.0}),
     (EULER_A, {}, {}),
     (DDPM, {}, {}),
+    (SA, {}, {}),
     (FLOW_EULER, {"stochastic_sampling": True}, {}),
     (FLOW_LCM, {}, {}),
     (FLOW_HEUN, {}, {"s_churn": 2.0}),
@@ -171,7 +174,7 @@ class TestMemory:
     @pytest.mark.parametrize("name", WITH_BETAS)
     def test_an_output_buffer_used_again_does_not_reach_into_history(self, name, prediction):
         """Where diffusers itself keeps the network's tensor (prediction "sample"), so may we."""
-        if prediction == "sample" and name in (*WITH_HISTORY, EULER_A, KDPM2, KDPM2_A):
+        if prediction == "sample" and name in (*WITH_HISTORY, EULER_A, KDPM2, KDPM2_A, PNDM):
             pytest.skip("kept by reference in diffusers, or not implemented there")
 
         def run(reuse):

@@ -15,6 +15,7 @@ from tests.fake_device import FakeDevice
 
 from .classes import HOME, NAMES, SD, WITH_INDEX, WITH_SIGMAS, calls, ours, stock, unused
 from .loops import scaled
+from .options import ramp
 
 SHAPE = (1, 4, 64, 64)
 LATENT = 4 * 64 * 64
@@ -46,6 +47,12 @@ CASES = {
     "KDPM2DiscreteScheduler": [{}, {"use_karras_sigmas": True}],
     "KDPM2AncestralDiscreteScheduler": [{}],
     "LMSDiscreteScheduler": [{}, {"use_karras_sigmas": True}],
+    "SASolverScheduler": [
+        {},
+        {"predictor_order": 3, "corrector_order": 3, "tau_func": ramp},
+        {"algorithm_type": "noise_prediction", "prediction_type": "v_prediction"},
+    ],
+    "PNDMScheduler": [{}, {"skip_prk_steps": False, "prediction_type": "v_prediction"}],
     "TCDScheduler": [{}, {"call": {"eta": 0.0}}, {"prediction_type": "sample"}],
     "FlowMatchEulerDiscreteScheduler": [
         {},

@@ -12,6 +12,7 @@ import torch
 
 from .classes import FLOW_HEUN, NAMES, SD, UNIPC, base, both, stock
 from .loops import same, scaled
+from .options import ramp
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 KINDS = {
@@ -103,6 +104,21 @@ KINDS = {
         "sample": {"prediction_type": "sample"},
         "v": {"prediction_type": "v_prediction"},
     },
+    "SASolverScheduler": {
+        "epsilon": {},
+        "third": {"predictor_order": 3, "corrector_order": 3, "tau_func": ramp},
+        "sample": {"prediction_type": "sample", "tau_func": ramp},
+        "v": {"prediction_type": "v_prediction"},
+        "noise": {"algorithm_type": "noise_prediction", "tau_func": ramp},
+        "noise of v": {"algorithm_type": "noise_prediction", "prediction_type": "v_prediction"},
+        "threshold": {"thresholding": True},
+    },
+    "PNDMScheduler": {
+        "epsilon": {},
+        "v": {"prediction_type": "v_prediction"},
+        "start": {"skip_prk_steps": False},
+        "start of v": {"skip_prk_steps": False, "prediction_type": "v_prediction"},
+    },
     "DDIMScheduler": {
         "epsilon": {"clip_sample": False},
         "clip": {},
@@ -150,7 +166,10 @@ def two_steps(scheduler, output, sample, call):
             prev, x0 = out.prev_sample, getattr(out, "pred_original_sample", None)
             kept = [*getattr(scheduler, "model_outputs", [])]
             kept += getattr(scheduler, "derivatives", [])
-            keys = ["prev_derivative"]
+            kept += getattr(scheduler, "ets", [])
+            keys = ["prev_derivative", "cur_sample", "last_noise"]
+            if not isinstance(getattr(scheduler, "cur_model_output", 0), int):
+                keys.append("cur_model_output")
             if not isinstance(scheduler, stock(FLOW_HEUN)):  # diffusers' cuts a sample to float32
                 keys.append("sample")
             kept += [getattr(scheduler, key, None) for key in keys]

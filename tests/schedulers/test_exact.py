@@ -29,6 +29,8 @@ from .classes import (
     KDPM2_A,
     LMS,
     ONE_RESULT,
+    PNDM,
+    SA,
     SD,
     SINGLE,
     UNIPC,
@@ -82,6 +84,17 @@ DEVIATIONS["sign of the third-order SDE term of a cycle"] = (
     {"sde_sign": 1.0},
     1.0,
 )
+_PLMS = SD | {"skip_prk_steps": True}
+DEVIATIONS["PLMS steps from t to t - T // n"] = (
+    Case(PNDM, _PLMS | {"timestep_spacing": "linspace"}, 10),
+    {"stride": False},
+    1e-3,
+)
+DEVIATIONS["the second call of PLMS in a run that begins later"] = (
+    Case(PNDM, _PLMS, 10, begin=(4, True)),
+    {"stride": False},
+    1e-2,
+)
 ELSEWHERE = {
     "model times are cut to whole numbers": "test_model_times_keep_their_fractions",
     "mu of one run stays for the next": "test_mu_is_for_one_run",
@@ -125,6 +138,9 @@ def test_every_deviation_on_the_list_has_a_test():
         Case(HEUN, SD, 20),
         Case(KDPM2, SD, 20),
         Case(LMS, SD, 20),
+        Case(PNDM, _PLMS, 20),
+        Case(SA, SD | {"predictor_order": 3, "corrector_order": 3}, 20),
+        Case(PNDM, SD | {"set_alpha_to_one": True}, 20),
         Case(KDPM2_A, SD, 20),
         Case(DEIS, SD | {"solver_order": 3}, 20),
         Case(FLOW_EULER, {"shift": 3.0}, 20),
@@ -155,6 +171,26 @@ def test_beta_of_ddpm_is_rounded():
     assert max(gaps(faithful, exact)) >= 1e-5
 
 
+@pytest.mark.parametrize("spacing", ["linspace", "trailing"])
+def test_the_middles_of_the_runge_kutta_start(spacing):
+    """Between two timesteps, and where the sample is when the network is called: with the network
+    of data in one point every sample has the noise of its level."""
+    s = ours(PNDM)(**SD, timestep_spacing=spacing)
+    s.numerics = "exact"
+    s.set_timesteps(12)
+    whole, times = np.flip(s._timesteps), s.timesteps.tolist()
+    assert times[:12:4] == whole[:3].tolist()
+    assert times[3:12:4] == times[12:13] * 0 + whole[1:4].tolist()
+    assert np.abs(np.array(times[1:12:4]) - (whole[:3] + whole[1:4]) / 2).max() <= 0.5
+    assert times[12:] == whole[3:].tolist()
+    z = torch.ones(1, 1, 2, 2).double()
+    levels = [*(s.alphas_cumprod[t].double() for t in times), s.final_alpha_cumprod.double()]
+    x = levels[0].sqrt() * 0.5 + (1 - levels[0]).sqrt() * z
+    for t, level, after in zip(times, levels, levels[1:], strict=False):
+        x = s.step((x - level.sqrt() * 0.5) / (1 - level).sqrt(), t, x).prev_sample
+        torch.testing.assert_close(x, after.sqrt() * 0.5 + (1 - after).sqrt() * z)
+
+
 def test_the_first_step_of_ipndm():
     """From pure noise: s' x there, s' x + a' x_0 with x_0 = -out here."""
     x, out = torch.ones(1, 4, 2, 2), torch.full((1, 4, 2, 2), -0.5)
@@ -168,7 +204,7 @@ def test_the_first_step_of_ipndm():
         assert float(s.alphas[1]) == pytest.approx(0.11, abs=0.005)  # the size on the list
 
 
-@pytest.mark.parametrize("name", [DPM, SINGLE, UNIPC])
+@pytest.mark.parametrize("name", [DPM, SINGLE, UNIPC, SA])
 def test_model_times_keep_their_fractions(name):
     s = ours(name)(**FLOW, flow_shift=3.0)
     s.set_timesteps(10)
@@ -189,7 +225,7 @@ def test_model_times_keep_their_fractions(name):
 
 
 @pytest.mark.parametrize("spacing", ["use_exponential_sigmas", "use_beta_sigmas"])
-@pytest.mark.parametrize("name", [DPM, SINGLE, UNIPC])
+@pytest.mark.parametrize("name", [DPM, SINGLE, UNIPC, SA])
 def test_model_times_are_rounded_not_cut(name, spacing):
     s = ours(name)(**base(name), **{spacing: True})
     s.numerics = "exact"
@@ -274,6 +310,38 @@ class TestWhereDiffusersFails:
             assert not finite(theirs(case)[0])
         seen = exact_run(case) if numerics == "exact" else mine(case)[0]
         assert max(gaps(seen, reference(case))) <= REL
+
+    def test_sa_solver_bounds_the_x0_of_a_predicted_noise(self):
+        config = SD | {"algorithm_type": "noise_prediction", "thresholding": True}
+        case = Case(SA, config | {"sample_max_value": 1.6}, 20)
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            run(stock(SA), case)
+        assert finite(reference(case))
+        assert max(gaps(mine(case)[0], reference(case))) <= REL
+
+    def test_sa_solver_draws_noise_for_the_mean_alone(self):
+        x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+        plain, learned = (ours(SA)(**SD, variance_type=kind) for kind in (None, "learned_range"))
+        theirs = stock(SA)(**SD, variance_type="learned_range")
+        for s in (plain, learned, theirs):
+            s.set_timesteps(6)
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            theirs.step(torch.cat([x, x], 1), theirs.timesteps[0], x)
+        a = b = x
+        for t in plain.timesteps:
+            torch.manual_seed(2)
+            a = plain.step(torch.tanh(a), t, a).prev_sample
+            torch.manual_seed(2)
+            b = learned.step(torch.cat([torch.tanh(b), x], 1), t, b).prev_sample
+            assert torch.equal(a, b)
+
+    def test_as_many_steps_of_sa_solver_as_timesteps(self):
+        """Two of them are one then, and a slope between them is 0 / 0 in diffusers."""
+        config = SD | {"predictor_order": 3, "corrector_order": 3, "num_train_timesteps": 100}
+        case, truth = Case(SA, config, 100), reference(Case(SA, config, 100))
+        assert not finite(theirs(case)[0])
+        assert finite(truth)
+        assert max(gaps(mine(case)[0], truth)) <= REL
 
     def test_fixed_large_log_has_the_variance_of_fixed_large(self):
         large, log = (

@@ -77,6 +77,20 @@ CASES = {
     ),
     "lms": Case("LMSDiscreteScheduler", SD, 20),
     "lms-v": Case("LMSDiscreteScheduler", SD | {"prediction_type": "v_prediction"}, 20),
+    "plms": Case("PNDMScheduler", SD | {"skip_prk_steps": True}, 20),
+    "pndm-v": Case("PNDMScheduler", SD | {"prediction_type": "v_prediction"}, 20),
+    "sa": Case("SASolverScheduler", SD, 20),
+    "sa-3-noise-v": Case(
+        "SASolverScheduler",
+        SD
+        | {
+            "predictor_order": 3,
+            "corrector_order": 3,
+            "algorithm_type": "noise_prediction",
+            "prediction_type": "v_prediction",
+        },
+        20,
+    ),
     "lcm": Case("LCMScheduler", SD, 8),
     "tcd": Case("TCDScheduler", SD | {"prediction_type": "v_prediction"}, 8),
     "flow": Case("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 20),

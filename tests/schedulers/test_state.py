@@ -17,8 +17,8 @@ from .classes import (
     FLOW_LCM,
     KDPM2_A,
     LCM,
+    SA,
     SD,
-    SINGLE,
     TCD,
     UNIPC,
     WITH_GENERATOR,
@@ -30,7 +30,7 @@ from .classes import (
     ours,
 )
 from .loops import SHAPE, answer, compare, follow, latents, loop, same, scaled, seeded
-from .variants import KEEPING, SCALED, STATELESS, VARIANTS
+from .variants import BY_TIMESTEP, KEEPING, SCALED, VARIANTS
 
 
 def each(*variants):
@@ -78,7 +78,7 @@ class TestSigmas:
 
         follow(name, edit, config)
 
-    @each(*STATELESS)
+    @each(*BY_TIMESTEP)
     def test_alphas_cumprod_replaced_or_written(self, name, config):
         def edit(i, s, x):
             if i == 2:
@@ -88,7 +88,7 @@ class TestSigmas:
 
         follow(name, edit, config)
 
-    @each(*VARIANTS, *STATELESS)
+    @each(*VARIANTS, *BY_TIMESTEP)
     def test_written_without_a_trace_before_a_run(self, name, config):
         """Through NumPy or .data, of which PyTorch keeps no count: seen when a run starts."""
 
@@ -122,7 +122,7 @@ class TestSigmas:
             runs.append(x)
         same(*runs)
 
-    @each(*STATELESS)
+    @each(*BY_TIMESTEP)
     def test_alphas_cumprod_of_inference_mode_written_between_runs(self, name, config):
         with torch.inference_mode():
             mine, theirs = both(name, **base(name) | config)
@@ -149,7 +149,7 @@ class TestSigmas:
             results.append(scheduler.step(answer(x, 0), t, x).prev_sample)
         same(*results)
 
-    @each(*VARIANTS, *STATELESS)
+    @each(*VARIANTS, *BY_TIMESTEP)
     def test_in_bfloat16(self, name, config):
         """The values count, whatever dtype holds them; diffusers computes with 8 bits then."""
 
@@ -172,7 +172,7 @@ class TestHistory:
         """diffusers' own tests do this, with lower_order_nums still 0."""
 
         def ready(s):
-            s.model_outputs = [torch.full(SHAPE, 0.3 * j) for j in range(s.config.solver_order)]
+            s.model_outputs = [torch.full(SHAPE, 0.3 * j) for j in range(len(s.model_outputs))]
 
         follow(name, config=config, ready=ready)
 
@@ -199,10 +199,9 @@ class TestHistory:
         def edit(i, s, x):
             if i == 4:
                 s.model_outputs = [m[:, :, :3].clone() for m in s.model_outputs]
-                if name == SINGLE:
-                    s.sample = s.sample[:, :, :3].clone()
-                if name == UNIPC:
-                    s.last_sample = s.last_sample[:, :, :3].clone()
+                for kept in ("sample", "last_sample", "last_noise"):
+                    if hasattr(s, kept):
+                        setattr(s, kept, getattr(s, kept)[:, :, :3].clone())
                 return x[:, :, :3].clone()
 
         follow(name, edit, config)
@@ -222,13 +221,15 @@ class TestHistory:
         for kept, reference in zip(mine.model_outputs, theirs.model_outputs, strict=True):
             same(kept, reference)
 
-    @each(*(one for one in KEEPING if one[0] == UNIPC))
-    def test_of_unipc_is_kept_where_others_read_it(self, name, config):
+    @each(*(one for one in KEEPING if one[0] in (UNIPC, SA)))
+    def test_of_a_corrector_is_kept_where_others_read_it(self, name, config):
         mine, theirs = both(name, **base(name) | config)
+        orders = ("this_order", "this_predictor_order", "this_corrector_order")
 
         def edit(i, s, x):
-            seen.append((getattr(s, "this_order", None), s.lower_order_nums, [*s.timestep_list]))
-            kept.append([*s.model_outputs, s.last_sample])
+            used = [getattr(s, order, None) for order in orders]
+            seen.append((used, s.lower_order_nums, [*s.timestep_list]))
+            kept.append([*s.model_outputs, s.last_sample, getattr(s, "last_noise", None)])
 
         runs = []
         for s in (mine, theirs):
@@ -251,7 +252,7 @@ class TestHistory:
 
 
 class TestCopies:
-    @each(*VARIANTS, *STATELESS)
+    @each(*VARIANTS, *BY_TIMESTEP)
     def test_deepcopy_in_the_middle(self, name, config):
         """The copy goes on as the original would, and neither disturbs the other."""
         whole, _ = both(name, **base(name) | config)
@@ -275,7 +276,7 @@ class TestCopies:
         kept = getattr(second, "model_outputs", [])
         assert not any(a is b for a in kept for b in first.model_outputs)
 
-    @each(*VARIANTS, *STATELESS)
+    @each(*VARIANTS, *BY_TIMESTEP)
     def test_dict_swapped_between_views(self, name, config):
         """Panorama: one scheduler, and a deep copy of its __dict__ for each of several windows."""
 
@@ -297,7 +298,7 @@ class TestCopies:
         for a, b in zip(windows(mine), windows(theirs), strict=True):
             same(a, b)
 
-    @each(*VARIANTS, *STATELESS)
+    @each(*VARIANTS, *BY_TIMESTEP)
     def test_pickled_in_the_middle(self, name, config):
         whole, _ = both(name, **base(name) | config)
         expected = loop(whole)[4]
@@ -314,7 +315,7 @@ class TestCopies:
         assert restored.numerics == half.numerics
         t = restored.timesteps[4]
         noisy = "algorithm_type" in config or "stochastic_sampling" in config
-        if noisy or name in (EULER_A, DDPM, LCM, TCD, FLOW_LCM, KDPM2_A):
+        if noisy or name in (EULER_A, DDPM, LCM, TCD, FLOW_LCM, KDPM2_A, SA):
             return  # noise: the generator was not kept
         e = answer(scaled(restored, x, t), 4)
         assert torch.equal(restored.step(e, t, x).prev_sample, expected)

@@ -17,6 +17,8 @@ from .classes import (
     KDPM2_A,
     LCM,
     LMS,
+    PNDM,
+    SA,
     SINGLE,
     TCD,
     UNIPC,
@@ -37,6 +39,8 @@ VARIANTS = [
     (LMS, {}),
     (LMS, {"use_karras_sigmas": True, "prediction_type": "v_prediction"}),
     (KDPM2_A, {"use_karras_sigmas": True}),
+    (SA, {"predictor_order": 3, "corrector_order": 3}),
+    (SA, {"algorithm_type": "noise_prediction", "use_karras_sigmas": True}),
     (LCM, {"prediction_type": "v_prediction"}),
     (TCD, {}),
     (SINGLE, {}),
@@ -56,4 +60,5 @@ VARIANTS = [
 ]
 SCALED = [one for one in VARIANTS if one[0] in WITH_SIGMAS]
 KEEPING = [one for one in VARIANTS if one[0] in WITH_HISTORY]
-STATELESS = [(DDIM, {"clip_sample": False}), (DDPM, {})]
+BY_TIMESTEP = [(DDIM, {"clip_sample": False}), (DDPM, {})]
+BY_TIMESTEP += [(PNDM, {}), (PNDM, {"skip_prk_steps": False, "prediction_type": "v_prediction"})]

@@ -44,6 +44,8 @@ FILES = {
     "DPMSolverSinglestepScheduler": "test_scheduler_dpm_single.py",
     "EDMEulerScheduler": "test_scheduler_edm_euler.py",
     "EDMDPMSolverMultistepScheduler": "test_scheduler_edm_dpmsolver_multistep.py",
+    "PNDMScheduler": "test_scheduler_pndm.py",
+    "SASolverScheduler": "test_scheduler_sasolver.py",
 }
 
 

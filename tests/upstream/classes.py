@@ -39,6 +39,8 @@ NAMES = (
     "DPMSolverSinglestepScheduler",
     "EDMEulerScheduler",
     "EDMDPMSolverMultistepScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
 )
 OURS = {getattr(diffusers, name): getattr(schedulers, name) for name in NAMES}
 tested: set[type] = set()
