@@ -45,7 +45,8 @@ def test_nothing_is_left_of_the_schedule_that_a_constructor_sets(name, cls):
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(same, value, rtol=0, atol=0, equal_nan=True, msg=key)
         else:
-            assert repr(same) == repr(value), key
+            # a function of its own each has the same name at another address
+            assert repr(same).split(" at 0x")[0] == repr(value).split(" at 0x")[0], key
 
 
 @pytest.mark.parametrize("name", NAMES)
