@@ -150,7 +150,7 @@ def built_in():
     made = {kind: cls.from_pipe(pipe) for kind, cls in KINDS.items()}
     for one in made.values():
         one.set_progress_bar_config(disable=True)
-    return made
+    return made, pipe.scheduler.config
 
 
 # the small pipelines above ask every kind of every class; and SA-Solver, in diffusers too, refuses
@@ -165,8 +165,8 @@ def built_in():
     ],
 )
 def test_the_built_in_model_draws_the_same(built_in, name, kind):
-    pipe, pictures = built_in[kind], []
-    config = pipe.scheduler.config
+    pipes, config = built_in
+    pipe, pictures = pipes[kind], []
     call = {} if kind == "txt2img" else {"image": picture(1, 64), "strength": 0.7}
     if kind == "inpaint":
         call |= {"mask_image": mask(64), "height": 64, "width": 64}
