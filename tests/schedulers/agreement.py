@@ -32,7 +32,7 @@ from .options import draw
 from .runs import Case, finite, gaps, level, mine, reference, theirs
 
 REL = 1e-5
-COUNT = {8: 120, 20: 60, 50: 20}  # draws per class
+COUNT = {8: 120, 20: 45, 50: 15}  # draws per class
 # DPM-Solver has twice the options of the others and shares them with singlestep; flow matching and
 # EDM have half; of two calls a step runs are twice as long
 WEIGHT = {"DPMSolverMultistepScheduler": 2, **dict.fromkeys((*FLOWS, *EDM, SINGLE), 0.5)}

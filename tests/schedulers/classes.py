@@ -43,6 +43,7 @@ NAMES += (FLOW_EULER, FLOW_LCM, FLOW_HEUN, HEUN, KDPM2, KDPM2_A, LMS, SINGLE, *E
 PLAIN_TIMES = {  # diffusers' own, in whose place conftest.py puts a faster one
     name: getattr(diffusers, name)._sigma_to_t for name in (KDPM2, KDPM2_A)
 }
+PLAIN_INITS = {name: getattr(diffusers, name).__init__ for name in PLAIN_TIMES}
 
 
 def takes(name: str, argument: str) -> bool:
