@@ -13,6 +13,7 @@ and so do the classes here, whose models in diffusers refuse sigmas or know a pa
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +33,8 @@ RESPACED = {
     "use_lu_lambdas": "lu",
 }
 
+MOST = 700.0  # of the logarithm of a shift, either way: beyond 709 float64 has none
+
 
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether a config is that of a flow matching class: with `shift`, which no class with a beta
@@ -39,27 +42,33 @@ def is_flow(config: Mapping[str, Any]) -> bool:
     return "shift" in config and "flow_shift" not in config
 
 
-def shiftable(mu: Any, kind: str) -> None:
-    """Raise unless mu is a number that the shift can take."""
-    try:
-        fine = math.isfinite(mu) and (kind != "linear" or mu > 0)
-    except TypeError:
-        fine = False
-    if not fine:
-        above = " above 0, with time_shift_type='linear'" if kind == "linear" else ""
+def shiftable(mu: Any, kind: str) -> float:
+    """mu as a float; ValueError unless it is a number that the shift can take."""
+    found = math.nan
+    truth = isinstance(mu, bool) or getattr(mu, "dtype", None) in (torch.bool, np.bool_)
+    if not truth and not isinstance(mu, (str, bytes, bytearray)):
+        with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+            found = float(mu.detach() if isinstance(mu, Tensor) else mu)  # of one element
+    linear = kind == "linear"
+    if not math.isfinite(found) or (linear and found <= 0):
+        above = " above 0, with time_shift_type='linear'" if linear else ""
         raise ValueError(f"mu must be a finite number{above}; got {mu!r}")
+    if abs(math.log(found) if linear else found) > MOST:
+        bounds = f"e^-{MOST:g} .. e^{MOST:g}" if linear else f"-{MOST:g} .. {MOST:g}"
+        raise ValueError(f"mu must be of {bounds}, a shift that float64 holds; got {mu!r}")
+    return found
 
 
-def check_mu(config: Any, mu: Any) -> None:
-    """Raise where mu is no number, or there is no flow that it could shift."""
+def check_mu(config: Any, mu: Any) -> float | None:
+    """mu as a float; ValueError where it is no number, or there is no flow that it could shift."""
     if mu is None:
-        return
+        return None
     if not config.use_flow_sigmas and not config.use_dynamic_shifting:
         raise ValueError(
             "mu must be None unless the config has use_flow_sigmas=True (or "
             f"use_dynamic_shifting=True); got {mu}"
         )
-    shiftable(mu, config.time_shift_type)
+    return shiftable(mu, config.time_shift_type)
 
 
 def shift_of(config: Any, mu: float | None) -> float:

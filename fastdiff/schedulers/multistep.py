@@ -65,7 +65,7 @@ class Multistep(FusedStep):
         whole_steps(num_inference_steps)
         config, steps = self.config, num_inference_steps
         shift, flow = config.flow_shift, config.use_flow_sigmas
-        check_mu(config, mu)
+        mu = check_mu(config, mu)
         if flow:
             upright(config)
         if sigmas is not None and timesteps is not None:

@@ -73,7 +73,7 @@ class UniPCMultistepScheduler(FlowLevels, FusedStep, diffusers.UniPCMultistepSch
         """
         whole_steps(num_inference_steps)
         config = self.config
-        check_mu(config, mu)
+        mu = check_mu(config, mu)
         if config.use_flow_sigmas:
             upright(config)
         if sigmas is not None and timesteps is not None:

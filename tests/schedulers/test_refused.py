@@ -1,0 +1,53 @@
+"""What set_timesteps and scale_noise refuse, in words and before anything has changed; mu as any
+kind of number."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from .classes import DEIS, DPM, FLOW_EULER, UNIPC, ours
+
+NAMES = (DPM, UNIPC, DEIS)
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+DYNAMIC = {"use_dynamic_shifting": True}
+EPS = float(torch.finfo(torch.float32).eps)
+SMALL = 1.3700000000000002e-10
+BOOLEAN, PAIR = torch.tensor(True), torch.tensor([1.0, 2.0])
+
+
+@pytest.mark.parametrize("mu", [1e10, -701.0, True, BOOLEAN, PAIR, "1.0", 1j], ids=str)
+@pytest.mark.parametrize("given", [{"num_inference_steps": 4}, {"sigmas": [1.0, 0.5]}], ids=str)
+@pytest.mark.parametrize("name", [*NAMES, FLOW_EULER])
+def test_a_mu_that_is_no_shift_changes_nothing(name, given, mu):
+    config = DYNAMIC if name == FLOW_EULER else FLOW | DYNAMIC
+    s = ours(name)(**config)
+    s.set_timesteps(3, mu=0.5)
+    times, config = s.timesteps.clone(), dict(s.config)
+    with pytest.raises(ValueError, match=r"^mu must be .*; got " + re.escape(repr(mu))):
+        s.set_timesteps(**given, mu=mu)
+    assert torch.equal(s.timesteps, times)
+    assert dict(s.config) == config
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.float32, np.array, lambda x: torch.tensor([x])])
+@pytest.mark.parametrize("shape", ["exponential", "linear"])
+@pytest.mark.parametrize("name", [*NAMES, FLOW_EULER])
+def test_mu_of_another_type_is_that_number(name, shape, kind):
+    """Also where diffusers keeps it in its config."""
+    config = DYNAMIC | {"time_shift_type": shape} | ({} if name == FLOW_EULER else FLOW)
+    a, b = (ours(name)(**config) for _ in range(2))
+    a.set_timesteps(4, mu=kind(0.5))
+    b.set_timesteps(4, mu=0.5)
+    assert torch.equal(a.sigmas, b.sigmas)
+    assert dict(a.config) == dict(b.config)
+
+
+@pytest.mark.parametrize("name", [DPM, DEIS])
+def test_a_tiny_shift_does_not_round_above_the_noise(name):
+    """In float64 1 + (r - 1) is below r, so that 1 would become 1 + 5e-8 or more."""
+    s = ours(name)(**FLOW, flow_shift=SMALL)
+    s.set_timesteps(sigmas=[1.0, 0.5])
+    assert 1 + (SMALL - 1) < SMALL * (1 - EPS)
+    assert s.sigmas[0] == 1
