@@ -2,12 +2,16 @@
 kind of number."""
 
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
-from .classes import DEIS, DPM, FLOW_EULER, UNIPC, ours
+import fastdiff
+
+from .classes import DEIS, DPM, EULER, FLOW_EULER, UNIPC, base, ours
+from .classes import NAMES as ALL
 
 NAMES = (DPM, UNIPC, DEIS)
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -51,3 +55,62 @@ def test_a_tiny_shift_does_not_round_above_the_noise(name):
     s.set_timesteps(sigmas=[1.0, 0.5])
     assert 1 + (SMALL - 1) < SMALL * (1 - EPS)
     assert s.sigmas[0] == 1
+
+
+@pytest.mark.parametrize("device", ["foo", float("nan"), "cuda:99", object()], ids=type)
+@pytest.mark.parametrize("name", [*ALL, "SCMScheduler", "a table"])
+def test_a_device_that_is_not_there_changes_nothing(name, device):
+    table = name == "a table"
+    s = (
+        fastdiff.TableScheduler(fastdiff.plan("ddim", steps=3))
+        if table
+        else ours(name)(**base(name))
+    )
+    s.set_timesteps(3, **({"intermediate_timesteps": None} if name == "SCMScheduler" else {}))
+    s._step_index = 1  # in the middle of a run
+    before = dict(s.__dict__)
+    with pytest.raises(ValueError, match=f"^device must be .*; got {re.escape(repr(device))}"):
+        s.set_timesteps(3 if table else 2, device=device)
+    assert s.__dict__.keys() == before.keys()
+    assert all(s.__dict__[key] is value for key, value in before.items())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1e39, 1.0],
+        ["0.9", "0.5"],
+        [True, False],
+        torch.tensor([True, False]),
+        torch.tensor([0.9j, 0.5]),
+        np.array([0.9j, 0.5]),
+        [0.9, None],
+        torch.empty(2, device="meta"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("argument", ["sigmas", "timesteps"])
+@pytest.mark.parametrize("name", [DPM, UNIPC, DEIS, EULER])
+def test_what_are_no_numbers_are_no_levels(name, argument, values):
+    s = ours(name)(**base(name))
+    s.set_timesteps(3)
+    before = s.sigmas
+    with pytest.raises(ValueError, match=f"^{argument} must be (numbers in|finite in|one-d)"):
+        s.set_timesteps(**{argument: values})
+    assert s.sigmas is before
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        np.float32,
+        lambda x: torch.tensor(x, dtype=torch.bfloat16),
+        lambda x: [torch.tensor(v) for v in x],
+        lambda x: [Fraction(v) for v in x],
+        tuple,
+    ],
+)
+def test_numbers_in_any_container_are_levels(kind):
+    s = ours(DPM)(**base(DPM))
+    s.set_timesteps(sigmas=kind([8.0, 2.5]))
+    assert s.sigmas[:2].tolist() == [8.0, 2.5]
