@@ -10,7 +10,7 @@ import torch
 
 import fastdiff
 
-from .classes import DEIS, DPM, EULER, FLOW_EULER, UNIPC, base, ours
+from .classes import DEIS, DPM, EULER, FLOW_EULER, UNIPC, base, both, ours
 from .classes import NAMES as ALL
 
 NAMES = (DPM, UNIPC, DEIS)
@@ -114,3 +114,41 @@ def test_numbers_in_any_container_are_levels(kind):
     s = ours(DPM)(**base(DPM))
     s.set_timesteps(sigmas=kind([8.0, 2.5]))
     assert s.sigmas[:2].tolist() == [8.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"timesteps": [1, 2]}, "timesteps must go down, from noisy to clean, and not below 0; go"),
+        ({"timesteps": [500, -1]}, "timesteps must go down, from noisy to clean, and not below 0"),
+        ({"timesteps": [1500, 1]}, "timesteps must be below num_train_timesteps, 1000; got "),
+        (
+            {"num_inference_steps": 3, "timesteps": [900, 500]},
+            "num_inference_steps must be None or the number of timesteps; got 3 and 2 timesteps",
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_timesteps_that_no_run_has(name, given, message):
+    s = ours(name)(**base(name))
+    s.set_timesteps(4)
+    before = s.timesteps, s.sigmas
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        s.set_timesteps(**given)
+    assert (s.timesteps, s.sigmas) == before
+
+
+@pytest.mark.parametrize("steps", [None, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_timesteps_and_their_number(name, steps):
+    s = ours(name)(**base(name))
+    s.set_timesteps(steps, timesteps=[999, 500, 0])
+    assert s.timesteps.tolist() == [999, 500, 0]
+    assert len(s.sigmas) == 4
+
+
+def test_a_fraction_of_the_last_timestep_is_cut_off_as_in_diffusers():
+    for s in both(DPM, **base(DPM)):
+        s.set_timesteps(timesteps=[999.5, 10])
+        assert s.timesteps.tolist() == [999, 10]
