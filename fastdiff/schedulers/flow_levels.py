@@ -33,6 +33,7 @@ RESPACED = {
     "use_lu_lambdas": "lu",
 }
 
+COMPLEX = (torch.complex32, torch.complex64, torch.complex128, np.complex64, np.complex128)
 MOST = 700.0  # of the logarithm of a shift, either way: beyond 709 float64 has none
 
 
@@ -174,11 +175,19 @@ def noisy(scheduler: Any, sample: object, timestep: Any, noise: object) -> None:
             )
     assert isinstance(sample, Tensor)
     assert isinstance(noise, Tensor)
+    for name, value in (("sample", sample), ("noise", noise)):
+        if value.layout is not torch.strided or value.is_meta:
+            what = "on the device 'meta'" if value.is_meta else str(value.layout)
+            raise TypeError(f"{name} must be a dense tensor that has values; got one {what}")
     sizes = list(zip(noise.shape, sample.shape, strict=False))
-    if noise.dim() != sample.dim() or any(n != m and 1 not in (n, m) for n, m in sizes):
+    alike = noise.dim() == sample.dim() and noise.shape[1:] == sample.shape[1:]
+    if not alike or (sizes and sizes[0][0] != sizes[0][1] and 1 not in sizes[0]):
         raise ValueError(
-            f"noise must have the shape of sample, {tuple(sample.shape)}; got {tuple(noise.shape)}"
+            f"noise must have the shape of sample, {tuple(sample.shape)}; got {tuple(noise.shape)}."
+            " One of them may be a single one for all"
         )
+    if isinstance(timestep, complex) or getattr(timestep, "dtype", None) in COMPLEX:
+        raise TypeError(f"timestep must be real, of scheduler.timesteps; got {timestep!r}")
     try:
         times = torch.as_tensor(timestep).reshape(-1)
     except (TypeError, ValueError, RuntimeError) as error:

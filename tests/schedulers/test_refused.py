@@ -152,3 +152,39 @@ def test_a_fraction_of_the_last_timestep_is_cut_off_as_in_diffusers():
     for s in both(DPM, **base(DPM)):
         s.set_timesteps(timesteps=[999.5, 10])
         assert s.timesteps.tolist() == [999, 10]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"sample": torch.zeros(2, 1, 2, 2), "noise": torch.zeros(2, 3, 2, 2)},
+            "noise must have the shape of sample, (2, 1, 2, 2); got (2, 3, 2, 2). One",
+        ),
+        (
+            {"sample": torch.zeros(3, 3, 2, 2), "noise": torch.zeros(2, 3, 2, 2)},
+            "noise must have the shape of sample, (3, 3, 2, 2); got (2, 3, 2, 2). One",
+        ),
+        ({"timestep": 1j}, "timestep must be real, of scheduler.timesteps; got 1j"),
+        ({"timestep": torch.tensor([1j])}, "timestep must be real, of scheduler.timesteps; got te"),
+        (
+            {"sample": torch.zeros(2, 3, 2, 2).to_sparse()},
+            "sample must be a dense tensor that has values; got one torch.sparse_coo",
+        ),
+        (
+            {"noise": torch.zeros(2, 3, 2, 2, device="meta")},
+            "noise must be a dense tensor that has values; got one on the device 'meta'",
+        ),
+    ],
+    ids=["channels", "batches", "complex", "complex tensor", "sparse", "meta"],
+)
+@pytest.mark.parametrize("name", [*NAMES, FLOW_EULER])
+def test_what_scale_noise_cannot_take(name, given, message):
+    s = ours(name)(**({} if name == FLOW_EULER else FLOW))
+    s.set_timesteps(4)
+    x = torch.zeros(2, 3, 2, 2)
+    good = {"sample": x, "timestep": s.timesteps[:1], "noise": x}
+    with pytest.raises((TypeError, ValueError), match="^" + re.escape(message)):
+        s.scale_noise(**good | given)
+    assert s.scale_noise(**good | {"noise": x[:1]}).shape == x.shape
+    assert s.scale_noise(**good | {"sample": x[:1]}).shape == x.shape
