@@ -188,3 +188,24 @@ def test_what_scale_noise_cannot_take(name, given, message):
         s.scale_noise(**good | given)
     assert s.scale_noise(**good | {"noise": x[:1]}).shape == x.shape
     assert s.scale_noise(**good | {"sample": x[:1]}).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "numerics"),
+    [(UNIPC, "faithful"), (UNIPC, "exact"), (DPM, "exact"), (DEIS, "exact")],
+)
+def test_dynamic_shifting_wants_a_mu(name, numerics):
+    s = ours(name)(**FLOW | DYNAMIC)
+    s.numerics = numerics
+    before = dict(s.__dict__)
+    with pytest.raises(ValueError, match=r"^mu must be a number, since the config .*; got None\."):
+        s.set_timesteps(4)
+    assert all(s.__dict__[key] is value for key, value in before.items())
+
+
+@pytest.mark.parametrize("name", [DPM, DEIS])
+def test_where_diffusers_runs_without_mu_so_do_we(name):
+    mine, theirs = both(name, **FLOW | DYNAMIC, flow_shift=3.0)
+    for s in (mine, theirs):
+        s.set_timesteps(4)
+    assert torch.equal(mine.sigmas, theirs.sigmas)
