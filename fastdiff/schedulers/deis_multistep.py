@@ -54,8 +54,7 @@ class DEISMultistepScheduler(
         """Set the timesteps of a run; as diffusers, plus custom sigmas.
 
         mu         the shift, with use_dynamic_shifting; else without effect on a flow, as in
-                   diffusers' flow classes.  "exact" numerics wants one there; diffusers, and so
-                   "faithful", takes flow_shift instead
+                   diffusers' flow classes; a number of steps without it is shifted by flow_shift
         sigmas     (N,) or (N + 1,) descending noise levels: sigma / alpha, or sigma itself with
                    use_flow_sigmas.  N of a flow are shifted as FlowMatchEulerDiscreteScheduler
                    does (flow_levels.py) and end at 0, N others at the least trained level; a step

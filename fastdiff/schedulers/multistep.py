@@ -20,7 +20,6 @@ from fastdiff.schedulers.flow_levels import (
     flow_levels,
     in_a_flow,
     respaced,
-    shift_of,
     upright,
 )
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
@@ -77,8 +76,6 @@ class Multistep(FusedStep):
             self._set_times(vector("timesteps", timesteps), steps)
         elif steps is None:
             raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
-        elif flow and self.numerics == "exact" and config.use_dynamic_shifting and mu is None:
-            shift_of(config, mu)  # which raises; diffusers takes flow_shift there, without a word
         elif flow and respaced(config):  # diffusers takes the levels of the betas there: NaN
             trained = 1 / config.num_train_timesteps
             self._set_sigmas(np.linspace(1 - trained, 0, steps + 1)[:-1], None, mu)

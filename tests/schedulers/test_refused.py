@@ -190,12 +190,9 @@ def test_what_scale_noise_cannot_take(name, given, message):
     assert s.scale_noise(**good | {"sample": x[:1]}).shape == x.shape
 
 
-@pytest.mark.parametrize(
-    ("name", "numerics"),
-    [(UNIPC, "faithful"), (UNIPC, "exact"), (DPM, "exact"), (DEIS, "exact")],
-)
-def test_dynamic_shifting_wants_a_mu(name, numerics):
-    s = ours(name)(**FLOW | DYNAMIC)
+@pytest.mark.parametrize("numerics", ["faithful", "exact"])
+def test_dynamic_shifting_wants_a_mu(numerics):
+    s = ours(UNIPC)(**FLOW | DYNAMIC)
     s.numerics = numerics
     before = dict(s.__dict__)
     with pytest.raises(ValueError, match=r"^mu must be a number, since the config .*; got None\."):
