@@ -13,17 +13,31 @@ from torch import Tensor
 
 
 def vector(name: str, values: Any) -> NDArray[np.float64]:
-    """The values as float64, (N,); ValueError names the argument."""
+    """The values as float64, (N,); ValueError names the argument.
+
+    Numbers alone, no strings, truths or complex numbers, and none beyond float32, which keeps them.
+    """
+    wants = f"{name} must be numbers in a list, array or tensor; "
     if isinstance(values, Tensor):
+        if values.is_meta or values.dtype is torch.bool or values.is_complex():
+            raise ValueError(f"{wants}got one of {values.dtype} on {values.device}")
         values = values.detach().cpu().double().numpy()
     try:
-        out = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be numbers in a list, array or tensor; {error}") from error
+        out = np.asarray(values)
+        if out.dtype.kind == "O":  # of tensors, say
+            out = out.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{wants}{error}") from error
+    if out.dtype.kind not in "iuf":
+        raise ValueError(f"{wants}got {values!r}")
+    out = out.astype(np.float64)
     if out.ndim != 1 or not len(out) or not np.isfinite(out).all():
         raise ValueError(
             f"{name} must be one-dimensional, finite and at least one long; got shape {out.shape}"
+            + (f", {out.tolist()}" if out.ndim == 1 and len(out) else "")
         )
+    if np.abs(out).max() > float(np.finfo(np.float32).max):
+        raise ValueError(f"{name} must be finite in float32; got {out.tolist()}")
     return out
 
 
@@ -40,6 +54,22 @@ def whole_steps(steps: Any) -> None:
             f"num_inference_steps must be a whole number of at least 1; got {steps!r}. Custom "
             "steps are timesteps=[..] or sigmas=[..]"
         )
+
+
+def reachable(device: Any) -> None:
+    """Raise unless device is None or one that tensors can be moved to here."""
+    if device is None:
+        return
+    try:
+        found = torch.device(device)
+        if found.type not in ("cpu", "meta"):
+            torch.empty(0, device=found)
+    except (TypeError, ValueError, RuntimeError, AssertionError, OverflowError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            "device must be None or one that PyTorch has here, such as 'cpu' or 'cuda:0'; got "
+            f"{device!r} ({reason})"
+        ) from error
 
 
 def without_shift(scheduler: object, mu: float | None) -> None:

@@ -16,7 +16,6 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastdiff.schedulers.custom import descending
 from fastdiff.schedulers.flow_levels import FlowLevels
 from fastdiff.schedulers.multistep import Multistep
 
@@ -55,7 +54,7 @@ class DEISMultistepScheduler(
         """Set the timesteps of a run; as diffusers, plus custom sigmas.
 
         mu         the shift, with use_dynamic_shifting; else without effect on a flow, as in
-                   diffusers' flow classes
+                   diffusers' flow classes; a number of steps without it is shifted by flow_shift
         sigmas     (N,) or (N + 1,) descending noise levels: sigma / alpha, or sigma itself with
                    use_flow_sigmas.  N of a flow are shifted as FlowMatchEulerDiscreteScheduler
                    does (flow_levels.py) and end at 0, N others at the least trained level; a step
@@ -68,15 +67,10 @@ class DEISMultistepScheduler(
         if timesteps is None:
             super().set_timesteps(steps, None, mu)
             return
-        if steps not in (None, len(timesteps)):
-            raise ValueError(
-                f"num_inference_steps must be None or the number of timesteps; got {steps} and "
-                f"{len(timesteps)} timesteps"
-            )
-        descending("timesteps", timesteps)
         levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
         self._set_sigmas(np.interp(timesteps, np.arange(len(levels)), levels), None, None)
-        self.timesteps = torch.from_numpy(timesteps.round().astype(np.int64))
+        whole = np.minimum(timesteps.round(), len(levels) - 1)
+        self.timesteps = torch.from_numpy(whole.astype(np.int64))
 
     def _options(self, config: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -55,7 +55,7 @@ class DPMSolverMultistepScheduler(
         """Set the timesteps of a run; as diffusers, plus custom sigmas.
 
         mu         the shift, with use_dynamic_shifting; else without effect on a flow, as in
-                   diffusers' flow classes
+                   diffusers' flow classes; a number of steps without it is shifted by flow_shift
         timesteps  (N,) descending: whole numbers, or T sigma of a flow; a list, array or tensor
         sigmas     (N,) or (N + 1,) descending noise levels: sigma / alpha, or sigma itself with
                    use_flow_sigmas; N of them end where final_sigmas_type says.  N of a flow are

@@ -13,6 +13,7 @@ and so do the classes here, whose models in diffusers refuse sigmas or know a pa
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +33,9 @@ RESPACED = {
     "use_lu_lambdas": "lu",
 }
 
+COMPLEX = (torch.complex32, torch.complex64, torch.complex128, np.complex64, np.complex128)
+MOST = 700.0  # of the logarithm of a shift, either way: beyond 709 float64 has none
+
 
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether a config is that of a flow matching class: with `shift`, which no class with a beta
@@ -39,27 +43,33 @@ def is_flow(config: Mapping[str, Any]) -> bool:
     return "shift" in config and "flow_shift" not in config
 
 
-def shiftable(mu: Any, kind: str) -> None:
-    """Raise unless mu is a number that the shift can take."""
-    try:
-        fine = math.isfinite(mu) and (kind != "linear" or mu > 0)
-    except TypeError:
-        fine = False
-    if not fine:
-        above = " above 0, with time_shift_type='linear'" if kind == "linear" else ""
+def shiftable(mu: Any, kind: str) -> float:
+    """mu as a float; ValueError unless it is a number that the shift can take."""
+    found = math.nan
+    truth = isinstance(mu, bool) or getattr(mu, "dtype", None) in (torch.bool, np.bool_)
+    if not truth and not isinstance(mu, (str, bytes, bytearray)):
+        with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+            found = float(mu.detach() if isinstance(mu, Tensor) else mu)  # of one element
+    linear = kind == "linear"
+    if not math.isfinite(found) or (linear and found <= 0):
+        above = " above 0, with time_shift_type='linear'" if linear else ""
         raise ValueError(f"mu must be a finite number{above}; got {mu!r}")
+    if abs(math.log(found) if linear else found) > MOST:
+        bounds = f"e^-{MOST:g} .. e^{MOST:g}" if linear else f"-{MOST:g} .. {MOST:g}"
+        raise ValueError(f"mu must be of {bounds}, a shift that float64 holds; got {mu!r}")
+    return found
 
 
-def check_mu(config: Any, mu: Any) -> None:
-    """Raise where mu is no number, or there is no flow that it could shift."""
+def check_mu(config: Any, mu: Any) -> float | None:
+    """mu as a float; ValueError where it is no number, or there is no flow that it could shift."""
     if mu is None:
-        return
+        return None
     if not config.use_flow_sigmas and not config.use_dynamic_shifting:
         raise ValueError(
             "mu must be None unless the config has use_flow_sigmas=True (or "
             f"use_dynamic_shifting=True); got {mu}"
         )
-    shiftable(mu, config.time_shift_type)
+    return shiftable(mu, config.time_shift_type)
 
 
 def shift_of(config: Any, mu: float | None) -> float:
@@ -165,11 +175,19 @@ def noisy(scheduler: Any, sample: object, timestep: Any, noise: object) -> None:
             )
     assert isinstance(sample, Tensor)
     assert isinstance(noise, Tensor)
+    for name, value in (("sample", sample), ("noise", noise)):
+        if value.layout is not torch.strided or value.is_meta:
+            what = "on the device 'meta'" if value.is_meta else str(value.layout)
+            raise TypeError(f"{name} must be a dense tensor that has values; got one {what}")
     sizes = list(zip(noise.shape, sample.shape, strict=False))
-    if noise.dim() != sample.dim() or any(n != m and 1 not in (n, m) for n, m in sizes):
+    alike = noise.dim() == sample.dim() and noise.shape[1:] == sample.shape[1:]
+    if not alike or (sizes and sizes[0][0] != sizes[0][1] and 1 not in sizes[0]):
         raise ValueError(
-            f"noise must have the shape of sample, {tuple(sample.shape)}; got {tuple(noise.shape)}"
+            f"noise must have the shape of sample, {tuple(sample.shape)}; got {tuple(noise.shape)}."
+            " One of them may be a single one for all"
         )
+    if isinstance(timestep, complex) or getattr(timestep, "dtype", None) in COMPLEX:
+        raise TypeError(f"timestep must be real, of scheduler.timesteps; got {timestep!r}")
     try:
         times = torch.as_tensor(timestep).reshape(-1)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -55,7 +55,7 @@ class FlowMatch(FusedStep):
         if num_inference_steps is None and sigmas is None and timesteps is None:
             raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
         if mu is not None:
-            shiftable(mu, self.config.time_shift_type)
+            mu = shiftable(mu, self.config.time_shift_type)
         given = {"sigmas": sigmas, "timesteps": timesteps}
         values = {n: None if v is None else vector(n, v) for n, v in given.items()}
         base: Any = super()

@@ -72,7 +72,7 @@ class FlowMatchHeunDiscreteScheduler(
         dynamic = mu is not None and bool(config.get("use_dynamic_shifting"))
         kind = config.get("time_shift_type", "exponential")
         if mu is not None:
-            shiftable(mu, kind)
+            mu = shiftable(mu, kind)
         shift = config.shift
         if dynamic:
             assert mu is not None

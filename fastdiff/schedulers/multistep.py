@@ -65,7 +65,7 @@ class Multistep(FusedStep):
         whole_steps(num_inference_steps)
         config, steps = self.config, num_inference_steps
         shift, flow = config.flow_shift, config.use_flow_sigmas
-        check_mu(config, mu)
+        mu = check_mu(config, mu)
         if flow:
             upright(config)
         if sigmas is not None and timesteps is not None:
@@ -105,17 +105,22 @@ class Multistep(FusedStep):
 
     def _set_times(self, times: NDArray[np.float64], steps: int | None) -> None:
         """Custom timesteps: diffusers' own where it has a way from them to the levels."""
-        if self.config.use_flow_sigmas:
-            descending("timesteps", times)
-            levels = in_a_flow("timesteps", times / self.config.num_train_timesteps, times)
-            if steps not in (None, len(times)):
-                raise ValueError(
-                    f"num_inference_steps must be None or the number of timesteps; got {steps} "
-                    f"and {len(times)} timesteps"
-                )
+        descending("timesteps", times)
+        trained, flow = self.config.num_train_timesteps, self.config.use_flow_sigmas
+        if steps not in (None, len(times)):
+            raise ValueError(
+                f"num_inference_steps must be None or the number of timesteps; got {steps} "
+                f"and {len(times)} timesteps"
+            )
+        if flow:
+            levels = in_a_flow("timesteps", times / trained, times)
             self._set_levels(levels, self._last_of_flow(levels))
+        elif times[0] >= trained:  # fractions are cut off, as diffusers does
+            raise ValueError(
+                f"timesteps must be below num_train_timesteps, {trained}; got {times.tolist()}"
+            )
         else:
-            self._stock_timesteps(steps, None, times)
+            self._stock_timesteps(None, None, times)
 
     def _set_sigmas(self, sigmas: NDArray[np.float64], steps: int | None, mu: float | None) -> None:
         if steps not in (None, len(sigmas), len(sigmas) - 1):

@@ -28,6 +28,8 @@ from fastdiff.solvers.consistency import consistency
 from fastdiff.solvers.row import Grid
 from fastdiff.table import encode
 
+TOP = 1.571  # pi / 2, rounded up: diffusers begins at 1.5708
+
 
 class SCMScheduler(FusedStep, diffusers.SCMScheduler):  # type: ignore[misc]
     """Drop-in for diffusers.SCMScheduler; arXiv:2410.11081 (sCM), as Sana-Sprint runs it.
@@ -57,9 +59,11 @@ class SCMScheduler(FusedStep, diffusers.SCMScheduler):  # type: ignore[misc]
     ) -> None:
         """Set the timesteps of a run; as diffusers, plus custom sigmas and other containers.
 
-        timesteps               (N + 1,) descending angles, with max_timesteps=None
+        timesteps               (N + 1,) descending angles up to pi / 2, with max_timesteps=None;
+                                the last one, where the run ends, need not be 0
         max_timesteps           the first angle; the others are evenly spaced down to 0
-        intermediate_timesteps  the second of two steps; None for any other number of steps
+        intermediate_timesteps  the second of two steps, at most max_timesteps; None for any
+                                other number of steps
         sigmas                  (N,) descending sigma / alpha = tan(t); the run then ends at 0, and
                                 max_timesteps and intermediate_timesteps have no effect
         mu                      refused: there is no flow schedule to shift
@@ -72,11 +76,22 @@ class SCMScheduler(FusedStep, diffusers.SCMScheduler):  # type: ignore[misc]
                 raise ValueError("pass timesteps or sigmas, not both; got both")
             levels = vector("sigmas", sigmas)
             descending("sigmas", levels)
+            if levels[0] == 0:
+                raise ValueError(f"sigmas must begin above 0; got {levels.tolist()}")
             given = np.append(np.arctan(levels if levels[-1] > 0 else levels[:-1]), 0.0)
             max_timesteps = intermediate_timesteps = None
         elif timesteps is not None:
             given = vector("timesteps", timesteps)
             descending("timesteps", given)
+            if given[0] > TOP:
+                raise ValueError(
+                    f"timesteps must be angles of at most {TOP}, pi / 2; got {given.tolist()}"
+                )
+            if max_timesteps is not None:
+                raise ValueError(
+                    "max_timesteps must be None where timesteps say where a run begins; got "
+                    f"{max_timesteps!r}. Pass max_timesteps=None"
+                )
         for name, angle in (
             ("max_timesteps", max_timesteps),
             ("intermediate_timesteps", intermediate_timesteps),
@@ -94,6 +109,12 @@ class SCMScheduler(FusedStep, diffusers.SCMScheduler):  # type: ignore[misc]
             num_inference_steps = steps
         elif num_inference_steps is None:
             raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
+        elif max_timesteps is None:
+            raise ValueError(
+                "max_timesteps must be an angle where neither timesteps nor sigmas say where a run "
+                "begins; got None"
+            )
+        self._fits(num_inference_steps, max_timesteps, intermediate_timesteps)
         own = None if given is None else torch.from_numpy(given)
         super().set_timesteps(num_inference_steps, own, None, max_timesteps, intermediate_timesteps)
         state, levels = self._state, self._levels()
@@ -101,6 +122,23 @@ class SCMScheduler(FusedStep, diffusers.SCMScheduler):  # type: ignore[misc]
         moved = self.timesteps
         state.levels, state.levels_of = levels, moved
         state.version = None if moved.is_inference() else moved._version
+
+    def _fits(self, steps: int, first: float | None, second: float | None) -> None:
+        """Raise unless diffusers would make a run of these."""
+        trained = self.config.num_train_timesteps
+        if steps > trained:
+            raise ValueError(
+                f"num_inference_steps must be at most num_train_timesteps, {trained}; got {steps}"
+            )
+        if second is not None and steps != 2:
+            raise ValueError(
+                "intermediate_timesteps must be None unless num_inference_steps is 2; got "
+                f"{second!r} and {steps} steps. Pass intermediate_timesteps=None"
+            )
+        if first is not None and second is not None and second > first:
+            raise ValueError(
+                f"intermediate_timesteps must be at most max_timesteps, {first!r}; got {second!r}"
+            )
 
     def _facts(self, config: dict[str, Any]) -> Any:
         return None
@@ -168,12 +206,14 @@ def _circle(angles: NDArray[np.float64]) -> Grid:
 
 
 def _angle(name: str, value: Any) -> None:
-    """Raise unless an angle is None or a finite number above 0."""
+    """Raise unless an angle is None or a finite number above 0, up to pi / 2."""
     if value is None:
         return
     fine = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not fine or not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, or None; got {value!r}")
+    if value > TOP:
+        raise ValueError(f"{name} must be an angle of at most {TOP}, pi / 2; got {value!r}")
 
 
 __all__ = ["SCMScheduler"]

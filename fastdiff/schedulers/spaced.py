@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.schedulers.custom import whole_steps
+from fastdiff.schedulers.custom import reachable, whole_steps
 from fastdiff.schedules.noise import NoiseSchedule
 from fastdiff.schedules.spacing import AYS, ays, levels
 
@@ -55,11 +55,14 @@ def levels_for(scheduler: Any, spacing: str, steps: int) -> list[float]:
 
 
 def spaced(set_timesteps: Callable[..., None]) -> Callable[..., None]:
-    """A class's set_timesteps, which heeds the attribute `spacing`."""
+    """A class's set_timesteps, which heeds the attribute `spacing`, and which a device that is not
+    there leaves as it was."""
     parameters = signature(set_timesteps)
+    at = [*parameters.parameters].index("device") - 1  # without self
 
     @functools.wraps(set_timesteps)
     def heeding(self: Any, *args: Any, **kwargs: Any) -> None:
+        reachable(args[at] if len(args) > at else kwargs.get("device"))
         spacing = self.__dict__.get("spacing")
         if spacing is not None:
             given = parameters.bind(self, *args, **kwargs)

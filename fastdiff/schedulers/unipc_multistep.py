@@ -20,6 +20,7 @@ from fastdiff.schedulers.flow_levels import (
     check_mu,
     flow_levels,
     in_a_flow,
+    shift_of,
     upright,
 )
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, promote, within
@@ -73,7 +74,7 @@ class UniPCMultistepScheduler(FlowLevels, FusedStep, diffusers.UniPCMultistepSch
         """
         whole_steps(num_inference_steps)
         config = self.config
-        check_mu(config, mu)
+        mu = check_mu(config, mu)
         if config.use_flow_sigmas:
             upright(config)
         if sigmas is not None and timesteps is not None:
@@ -81,6 +82,8 @@ class UniPCMultistepScheduler(FlowLevels, FusedStep, diffusers.UniPCMultistepSch
         if sigmas is None and timesteps is None:
             if num_inference_steps is None:
                 raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
+            if config.use_dynamic_shifting and mu is None:
+                shift_of(config, mu)  # which raises, as diffusers does: in words
             if self._respaced(given=False):
                 least = 1 / config.num_train_timesteps
                 ramp = np.linspace(1, least, num_inference_steps + 1)[:-1]
