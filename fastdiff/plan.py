@@ -148,20 +148,17 @@ class Plan:
         return on_device(self, str(device), dtype).clone()
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Write the plan as JSON; TypeError or ValueError where path names no file."""
+        plan_file.file_of(path).write_text(self.to_json(), encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path) -> Plan:
         """Read a plan written by `save`; a malformed one raises ValueError naming the field."""
+        text = plan_file.text_of(path)
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"path must be a plan as JSON, written by Plan.save; {str(path)!r} is not UTF-8 "
-                f"text: {error.reason} at byte {error.start}"
-            ) from error
-        return Plan.from_json(text)
+            return Plan.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{error} (in the file {str(path)!r})") from error
 
     def to_json(self) -> str:
         """JSON text; numbers keep all digits, infinities are the strings "inf" and "-inf"."""

@@ -89,7 +89,10 @@ def put(value, *path):
             for n in (*ARRAYS, *NUMBERS[:-1])
         ),
         (broken(put("x", "rows", 1, 0, 2)), "field 'rows' of a plan must hold numbers"),
-        (broken(put([1.0], "rows", 1, 0)), "field 'rows' of a plan must hold numbers"),
+        (
+            broken(put([1.0], "rows", 1, 0)),
+            "field 'rows' of a plan must hold numbers in lists of one length; got one of 21 beside",
+        ),
         (broken(put("nan", "rows", 1, 0, 2)), "field 'rows' of a plan must hold finite numbers"),
         (broken(put("inf", "rows", 1, 0, 2)), "field 'rows' of a plan must hold finite numbers"),
         (broken(put("nan", "rows", 1, 0, 4)), "field 'rows' of a plan must not hold NaN"),
@@ -242,6 +245,23 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
         fastdiff.Plan.load(path)
     assert str(path) in str(error.value)
     assert "at byte 1" in str(error.value)
+
+
+def test_a_malformed_file_is_named(tmp_path):
+    path = tmp_path / "plan.json"
+    for text in ("{", "[]", broken(put(-1.0, "c_in"))):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(f"(in the file {str(path)!r})") + "$"):
+            fastdiff.Plan.load(path)
+
+
+@pytest.mark.parametrize("path", [None, 3, "", "."])
+def test_a_path_names_a_file(path):
+    kind = ValueError if isinstance(path, str) else TypeError
+    plan = fastdiff.plan("euler", steps=2)
+    for use in (fastdiff.Plan.load, plan.save):
+        with pytest.raises(kind, match=f"^path must be the name of a file.*; got {path!r}"):
+            use(path)
 
 
 COPIES = [
