@@ -154,8 +154,8 @@ def test_bad_input_of_get_sigmas(changed, message):
 def test_two_levels_are_a_flow_and_steps_may_be_of_numpy():
     two = torch.tensor([0.1, 1.0])
     got = k_diffusion.get_sigmas("trailing", np.int64(2), two, flow=True)
-    # a flow is sampled from t = 1 - 1/T to 1/T, here one time
-    torch.testing.assert_close(got, torch.tensor([0.1, 0.1, 0.0]))
+    # r = 1/9 has 0.1 at t = 1/2, and 1/28 at 1/4
+    torch.testing.assert_close(got, torch.tensor([0.1, 1 / 28, 0.0]))
 
 
 @pytest.mark.parametrize("solver", ["dpmpp_2n", None, 3])
