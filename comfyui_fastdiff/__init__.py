@@ -1,7 +1,7 @@
 """fastdiff in ComfyUI: copy this folder into custom_nodes, with fastdiff in ComfyUI's environment.
 
-Two nodes: a SAMPLER for every solver of fastdiff, and SIGMAS of its spacings.  Where ComfyUI has
-comfy_api.latest they are V3 nodes, else V1.
+Two nodes: a SAMPLER for every solver of fastdiff.k_diffusion (all but tcd), and SIGMAS of the
+spacings.  Where ComfyUI has comfy_api.latest they are V3 nodes, else V1.
 """
 
 try:

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastdiff import plan_file
+from fastdiff.plan_fields import check_eta, check_levels, check_times
 from fastdiff.predictions import PREDICTIONS, perfect
 from fastdiff.registry import Solver, find
 from fastdiff.schedules import NoiseSchedule, Origin
 from fastdiff.schedules.noise_levels import ratios_of, require, times_of
+from fastdiff.solvers.ddim import ddim
 from fastdiff.solvers.row import Grid
 from fastdiff.table import (
     MAX_COLUMNS,
@@ -95,6 +97,7 @@ class Plan:
                 f"got {self.depths}, {width(self.keeps, self.history)} columns. Fewer kept vectors "
                 "would do"
             )
+        check_times(self.timesteps, self.rows, self.draw)
         n = len(self.timesteps)
         want = (n, width(self.keeps, self.history))
         if self.rows.ndim != 3 or (self.rows.shape[0], self.rows.shape[2]) != want:
@@ -108,9 +111,7 @@ class Plan:
                     f"{name} must have shape ({length},) for {n} timesteps; "
                     f"got {getattr(self, name).shape}"
                 )
-        for name in ("alpha", "sigma"):
-            if not (getattr(self, name) >= 0).all():
-                raise ValueError(f"{name} must not be negative; got {getattr(self, name).min()}")
+        check_levels(self.alpha, self.sigma, self.noise_scale, self.c_in)
         check_table(self.rows, self.draw, self.depths)
         object.__setattr__(self, "about", Origin(self.about))
         self._close()
@@ -147,20 +148,17 @@ class Plan:
         return on_device(self, str(device), dtype).clone()
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Write the plan as JSON; TypeError or ValueError where path names no file."""
+        plan_file.file_of(path).write_text(self.to_json(), encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path) -> Plan:
         """Read a plan written by `save`; a malformed one raises ValueError naming the field."""
+        text = plan_file.text_of(path)
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"path must be a plan as JSON, written by Plan.save; {str(path)!r} is not UTF-8 "
-                f"text: {error.reason} at byte {error.start}"
-            ) from error
-        return Plan.from_json(text)
+            return Plan.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{error} (in the file {str(path)!r})") from error
 
     def to_json(self) -> str:
         """JSON text; numbers keep all digits, infinities are the strings "inf" and "-inf"."""
@@ -247,6 +245,8 @@ def plan(
         grid = replace(grid, inner=chosen.inner(family, ratios, **options))
     if numerics == "faithful":
         times = np.round(times)
+    elif chosen.row is ddim:
+        check_eta(options["eta"], grid, begin)
     g = _guidance(guidance, steps)
 
     rows, draws = rows_of(chosen, grid, prediction, scales, begin, options)

@@ -17,6 +17,8 @@ and are written before a read, and `draw` true on every row that weighs the nois
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +54,30 @@ def write(plan: Plan) -> str:
     body |= {"depths": list(plan.depths), "noise_scale": plan.noise_scale}
     body |= {"c_in": plan.c_in, "guided": plan.guided, "rows": _finite(plan.rows.tolist())}
     return json.dumps(body)
+
+
+def file_of(path: object) -> Path:
+    """The file that `path` of save and load names; TypeError or ValueError where it names none."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            f"path must be the name of a file, as text or a pathlib.Path; got {path!r:.60}"
+        )
+    # Path("") is the folder one is in
+    if not os.fspath(path) or Path(path).is_dir():
+        raise ValueError(f"path must be the name of a file; got {str(path)!r}, a folder or nothing")
+    return Path(path)
+
+
+def text_of(path: object) -> str:
+    """What is in the file; ValueError where that is no text."""
+    file = file_of(path)
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"path must be a plan as JSON, written by Plan.save; {str(path)!r} is not UTF-8 "
+            f"text: {error.reason} at byte {error.start}"
+        ) from error
 
 
 def read(text: str) -> dict[str, Any]:
@@ -98,6 +124,11 @@ def _field(body: dict[str, Any], name: str, ndim: int) -> Floats:
     raw = np.array(body[name], dtype=object)
     kind = "true or false" if name in BOOLEANS else "numbers"
     for item in raw.flat:
+        if isinstance(item, list):  # NumPy leaves a list where its neighbours are longer, or none
+            raise ValueError(
+                f"field {name!r} of a plan must hold {kind} in lists of one length; got one of "
+                f"{len(item)} beside others: {item!r:.40}"
+            )
         if not (isinstance(item, bool) if name in BOOLEANS else _is_number(item)):
             raise ValueError(f"field {name!r} of a plan must hold {kind}; got {item!r:.60}")
     try:

@@ -149,6 +149,8 @@ def check_batch(name: str, value: object) -> Tensor:
     """A caller's (B, *shape) tensor of floats, or an error that names it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor (B, *shape); got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise ValueError(f"{name} must be a dense tensor (B, *shape); got {value.layout}")
     if value.dtype not in FLOATS or value.ndim < 1:
         raise ValueError(
             f"{name} must be a float tensor (B, *shape) of 16 bits or more; got "

@@ -27,7 +27,10 @@ CODE = [
 ]
 
 # What a folder or module of fastdiff may import from fastdiff, besides itself.
-MATHEMATICS = {"schedules", "predictions", "solvers", "table", "registry", "plan", "plan_file"}
+MATHEMATICS = {
+    *("schedules", "predictions", "solvers", "table", "registry"),
+    *("plan", "plan_file", "plan_fields"),
+}
 KERNELS = {"ops", "backends", "kernels", "_C"}
 ARROWS = {
     "backends": {"_C"},
@@ -39,6 +42,7 @@ ARROWS = {
     "registry": {"solvers", "schedules", "predictions"},
     "plan": MATHEMATICS,
     "plan_file": MATHEMATICS,
+    "plan_fields": {"solvers"},
     "rings": MATHEMATICS | KERNELS,
     "sampling": MATHEMATICS | KERNELS | {"rings"},
     "k_diffusion": MATHEMATICS | KERNELS | {"sampling", "rings"},

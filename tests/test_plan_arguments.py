@@ -151,6 +151,7 @@ GOOD = {"solver": "dpmpp_2m", "steps": 5}
         ({"order": 3, "d2_scale": 1.0}, "d2_scale, order: no option of solver 'dpmpp_2m'"),
         ({"solver_type": "bh2"}, "solver_type must be midpoint or heun; got 'bh2'"),
         ({"lower_order_final": 1}, "lower_order_final must be True or False; got 1"),
+        ({"solver": "ddim", "eta": 1e3}, "eta must be at most 1."),
         ({"solver": "ddim", "eta": -0.1}, "eta must be a number >= 0; got -0.1"),
         ({"solver": "ddim", "eta": "1"}, "eta must be a number >= 0; got '1'"),
         ({"solver": "ddim", "eta": float("inf")}, "eta must be a number >= 0; got inf"),
@@ -175,6 +176,13 @@ def test_wrong_arguments(change, message):
     arguments = {**GOOD, **change}
     with pytest.raises(ValueError, match=re.escape(message)):
         fastdiff.plan(arguments.pop("solver"), **arguments)
+
+
+def test_eta_above_1_is_taken_while_a_direction_is_left():
+    """And by what follows diffusers, which clips the direction to 0, whatever it is."""
+    near = {"steps": 2, "spacing": [3.0, 2.9, 2.8]}  # 1 - (2.9 / 3)^2 at alpha^2 + sigma^2 = 1
+    fastdiff.plan("ddim", eta=1.1, **near)
+    fastdiff.plan("ddim", steps=5, eta=1e3, numerics="faithful")
 
 
 def test_an_infinite_upper_limit_of_churn_is_fine():

@@ -89,7 +89,10 @@ def put(value, *path):
             for n in (*ARRAYS, *NUMBERS[:-1])
         ),
         (broken(put("x", "rows", 1, 0, 2)), "field 'rows' of a plan must hold numbers"),
-        (broken(put([1.0], "rows", 1, 0)), "field 'rows' of a plan must hold numbers"),
+        (
+            broken(put([1.0], "rows", 1, 0)),
+            "field 'rows' of a plan must hold numbers in lists of one length; got one of 21 beside",
+        ),
         (broken(put("nan", "rows", 1, 0, 2)), "field 'rows' of a plan must hold finite numbers"),
         (broken(put("inf", "rows", 1, 0, 2)), "field 'rows' of a plan must hold finite numbers"),
         (broken(put("nan", "rows", 1, 0, 4)), "field 'rows' of a plan must not hold NaN"),
@@ -154,7 +157,36 @@ def put(value, *path):
         (broken(put([-1], "depths")), "field 'depths' of a plan must hold whole numbers >= 0"),
         (broken(put([1.0], "noise_scale")), "field 'noise_scale' of a plan must have 0 dimensions"),
         (broken(put(float("nan"), "c_in")), "field 'c_in' of a plan must hold finite numbers"),
-        (broken(put([1.0, 2.0], "timesteps")), "rows must have shape (2, 1 or batch, 21)"),
+        (broken(put([1.0, 2.0], "timesteps")), "timesteps must have shape (4,), one for each of t"),
+        (broken(put(1e300, "c_in")), "c_in must be a number in 0 .. 3.403e+38, what float32 holds"),
+        (
+            broken(put([1e300] * 4, "timesteps")),
+            "timesteps must be numbers in -2^53 .. 2^53; got 1e+",
+        ),
+        (
+            broken(put(-1e17, "timesteps", 1)),
+            "timesteps must be numbers in -2^53 .. 2^53; got -1e+17",
+        ),
+        (
+            broken(put(1e39, "sigma", 2)),
+            "sigma must be numbers in 0 .. 3.403e+38, what float32 holds",
+        ),
+        (
+            broken(put(1e39, "alpha", 2)),
+            "alpha must be numbers in 0 .. 3.403e+38, what float32 holds",
+        ),
+        (
+            broken(put(1e39, "noise_scale")),
+            "noise_scale must be a number in 1.175e-38 .. 3.403e+38",
+        ),
+        (
+            broken(put(0, "noise_scale")),
+            "noise_scale must be a number in 1.175e-38 .. 3.403e+38, wh",
+        ),
+        (
+            broken(lambda b: (put(0.0, "alpha", 1)(b), put(0, "sigma", 1)(b))),
+            "alpha and sigma must not both be 0 at a level, which would be empty; got 0 and 0",
+        ),
         (broken(put([1.0] * 4, "alpha")), "alpha must have shape (5,) for 4 timesteps; got (4,)"),
         (broken(put([1.0] * 6, "sigma")), "sigma must have shape (5,) for 4 timesteps; got (6,)"),
         (broken(put([True], "draw")), "draw must have shape (4,) for 4 timesteps; got (1,)"),
@@ -213,6 +245,23 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
         fastdiff.Plan.load(path)
     assert str(path) in str(error.value)
     assert "at byte 1" in str(error.value)
+
+
+def test_a_malformed_file_is_named(tmp_path):
+    path = tmp_path / "plan.json"
+    for text in ("{", "[]", broken(put(-1.0, "c_in"))):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(f"(in the file {str(path)!r})") + "$"):
+            fastdiff.Plan.load(path)
+
+
+@pytest.mark.parametrize("path", [None, 3, "", "."])
+def test_a_path_names_a_file(path):
+    kind = ValueError if isinstance(path, str) else TypeError
+    plan = fastdiff.plan("euler", steps=2)
+    for use in (fastdiff.Plan.load, plan.save):
+        with pytest.raises(kind, match=f"^path must be the name of a file.*; got {path!r}"):
+            use(path)
 
 
 COPIES = [

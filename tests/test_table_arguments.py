@@ -69,6 +69,12 @@ def test_scale_noise_is_add_noise():
         ({"timesteps": [999]}, "timesteps must be those of the table, [999, 749.25"),
         ({"timesteps": [9], "sigmas": [1.0]}, "pass timesteps or sigmas, not both; got both"),
         ({"mu": "x"}, "mu must be a finite number; got 'x'"),
+        ({"num_inference_steps": np.array([4, 4])}, "num_inference_steps must be 4, the rows of"),
+        ({"num_inference_steps": 4.0}, "num_inference_steps must be 4, the rows of the table, or"),
+        ({"num_inference_steps": torch.tensor(4)}, "num_inference_steps must be 4, the rows of"),
+        # what was rounded is the table's, one part in 1000 is not
+        ({"sigmas": [0.999, 0.7500, 0.4995, 0.24975]}, "sigmas must be the levels of the table"),
+        ({"timesteps": [999, 749.25, 500.25, 249.75]}, "timesteps must be those of the table"),
     ],
 )
 def test_others_are_refused(given, message):
@@ -81,3 +87,96 @@ def test_a_table_of_no_flow_has_no_shift():
         TableScheduler(learned()).set_timesteps(mu=0.5)
     with pytest.raises(ValueError, match=r"^use_flow_sigmas must be False for this table, or None"):
         TableScheduler(learned(), use_flow_sigmas=True)
+
+
+def test_a_shift_is_not_that_of_its_inverse():
+    shift, ramp = float(np.exp(0.7)), np.linspace(1.0, 0.25, 4)
+    scheduler = flow_table(spacing=shift * ramp / (1 + (shift - 1) * ramp))
+    scheduler.set_timesteps(sigmas=ramp, mu=0.7)
+    with pytest.raises(ValueError, match=r"^sigmas must be the levels of the table .* and mu=-0"):
+        scheduler.set_timesteps(sigmas=ramp, mu=-0.7)
+
+
+def test_inside_a_run_noise_has_the_level_of_the_next_step():
+    """As inpainting adds it to what it keeps, whatever timestep it names."""
+    scheduler = TableScheduler(fastdiff.plan("euler", steps=5))
+    scheduler.set_timesteps()
+    scheduler.set_begin_index(1)
+    x, z = start(), start(seed=1)
+    for i in (1, 2, 3):
+        levels = [float(v[i]) for v in (scheduler.plan.alpha, scheduler.plan.sigma)]
+        want = levels[0] * x + levels[1] * z
+        assert torch.equal(scheduler.add_noise(x, z, scheduler.timesteps[:1]), want)
+        scheduler.step(x, scheduler.timesteps[i], x)
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "message"),
+    [
+        (
+            {"noise": start()[:, :3]},
+            ValueError,
+            "noise must have the shape of original_samples, ",
+        ),
+        (
+            {"noise": start().long()},
+            TypeError,
+            "noise must be a float tensor (B, *shape) of 16",
+        ),
+        ({"noise": "a"}, TypeError, "noise must be a tensor (B, *shape); got str"),
+        ({"original_samples": start().int()}, TypeError, "original_samples must be a float tensor"),
+        ({"timesteps": None}, TypeError, "timesteps must be a tensor (B,) of scheduler.timesteps"),
+        (
+            {"timesteps": "a"},
+            TypeError,
+            "timesteps must be a tensor (B,) of scheduler.timesteps",
+        ),
+        (
+            {"timesteps": [1j]},
+            TypeError,
+            "timesteps must be numbers of scheduler.timesteps; got",
+        ),
+        (
+            {"timesteps": torch.tensor([999.0] * 3)},
+            ValueError,
+            "timesteps must be one, or one for each of the 2 samples; got 3",
+        ),
+    ],
+)
+def test_noise_that_does_not_fit(changed, kind, message):
+    given = {"original_samples": start(), "noise": start(), "timesteps": [999.0]} | changed
+    with pytest.raises(kind, match="^" + re.escape(message)):
+        flow_table(spacing="linspace").add_noise(**given)
+
+
+def test_a_generator_is_one_before_anything_moves():
+    scheduler = TableScheduler(fastdiff.plan("euler_a", steps=3))
+    scheduler.set_timesteps()
+    x, t = start(), scheduler.timesteps[0]
+    for wrong in (3, [3], [None]):
+        with pytest.raises(TypeError, match=r"^generator must be a torch\.Generator, .*; got"):
+            scheduler.step(x, t, x, generator=wrong)
+    assert scheduler.step_index is None
+
+
+def test_a_run_keeps_its_shape():
+    """The vectors of the steps before are of those samples, and are blended into no others."""
+    scheduler = TableScheduler(learned())
+    scheduler.set_timesteps()
+    x, one = start(), start()[:1]
+    with pytest.raises(ValueError, match=r"^model_output must have the shape of sample"):
+        scheduler.step(x, scheduler.timesteps[0], one)  # and leaves no vectors of one sample
+    scheduler.step(x, scheduler.timesteps[0], x)
+    for wrong in (one, start()[:, :1]):
+        with pytest.raises(ValueError, match=r"^sample must have the shape of the steps before"):
+            scheduler.step(wrong, scheduler.timesteps[1], wrong)
+    assert scheduler.step_index == 1
+    scheduler.step(x, scheduler.timesteps[1], x)
+    scheduler.set_timesteps()
+    scheduler.step(one, scheduler.timesteps[0], one)
+
+
+@pytest.mark.parametrize("table", ["", {"a": object()}])
+def test_a_table_is_a_file_or_json(table):
+    with pytest.raises(ValueError, match=r"^table must be .*; got "):
+        TableScheduler(table)

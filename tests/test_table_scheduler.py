@@ -289,7 +289,7 @@ def test_a_malformed_table_names_the_field(change, message, form, tmp_path):
         TableScheduler(body if form == "dict" else str(tmp_path / "table.json"))
 
 
-@pytest.mark.parametrize("table", [None, 3, [1.0]])
+@pytest.mark.parametrize("table", [None, 3, [1.0], np.ones(2)])
 def test_what_a_table_may_be(table):
     with pytest.raises(ValueError, match=r"^table must be a fastdiff\.Plan, the path of a file"):
         TableScheduler(table)

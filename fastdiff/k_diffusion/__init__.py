@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.k_diffusion.arguments import check, check_flow, levels_of, vector
+from fastdiff.k_diffusion.arguments import Floats, check, check_flow, levels_of, vector
 from fastdiff.k_diffusion.loop import Denoiser, steps_of
 from fastdiff.k_diffusion.rows import as_there, make
 from fastdiff.plan import options_of
@@ -40,6 +40,7 @@ from fastdiff.schedules.spacing import SPACINGS, levels
 
 Sampler = Callable[..., Tensor]
 PREFIX = "sample_"
+FIT = 2.0**-10  # of a flow's levels: in float16 they are known to 2^-12, and so is the shift
 LOWEST = 1e-7  # of trained levels: below it 1 / (1 + sigma^2) is 1 in float64
 FIRST = ("model", "x", "sigmas", "extra_args", "callback", "disable")
 DOC = """{name} on x = x_0 + sigma n, from sigmas[0] to sigmas[-1].
@@ -66,12 +67,13 @@ def get_sigmas(spacing: str, steps: int, trained: Tensor, *, flow: bool = False)
     spacing  karras, exponential, beta, linspace, leading, trailing, .. (fastdiff.plan has them)
     trained  (T,) the levels that the model was trained at, ascending (`model_sampling.sigmas` in
              ComfyUI, `CompVisDenoiser.sigmas` in k-diffusion)
-    flow     the levels are those of x = (1 - sigma) x_0 + sigma n; their shift is kept
+    flow     the levels are those of x = (1 - sigma) x_0 + sigma n, r t / (1 + (r - 1) t) at
+             t = 1/T, 2/T .. 1; their shift r is kept
 
     Raises ValueError that names the argument, what it got and what would do.
     """
     check_flow(flow)
-    if not isinstance(spacing, str):
+    if not isinstance(spacing, str) or spacing not in SPACINGS:
         raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}; got {spacing!r}")
     known = vector("trained", trained, least=2)
     top = 1.0 if flow else HIGHEST
@@ -80,15 +82,32 @@ def get_sigmas(spacing: str, steps: int, trained: Tensor, *, flow: bool = False)
             f"trained must ascend within {LOWEST:g} .. {top:g}{', as flow=True' if flow else ''}; "
             f"got {known[0]:g} .. {known[-1]:g}"
         )
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+    if not whole or steps < 1:
         raise ValueError(f"steps must be a whole number >= 1; got {steps!r}")
     if flow:
-        middle = len(known) // 2
-        s, t = float(known[middle]), (middle + 1) / len(known)
-        family = NoiseSchedule.flow(s * (1 - t) / (t * (1 - s)), len(known))
+        family = NoiseSchedule.flow(_shift(known), len(known))
     else:
         family = NoiseSchedule("vp", len(known), 1 / (1 + known**2))
-    return torch.from_numpy(np.append(levels(family, spacing, steps), 0.0)).float()
+    return torch.from_numpy(np.append(levels(family, spacing, int(steps)), 0.0)).float()
+
+
+def _shift(trained: Floats) -> float:
+    """r of trained levels (T,) of a flow; ValueError where they are those of none."""
+    times = np.arange(1, len(trained) + 1) / len(trained)
+    middle = (len(trained) - 1) // 2  # never the last level, 1 for every shift
+    s, t = float(trained[middle]), float(times[middle])
+    shift = s * (1 - t) / (t * (1 - s))
+    fitted = shift * times / (1 + (shift - 1) * times)
+    far = np.abs(fitted - trained)
+    worst = int(far.argmax())
+    if far[worst] > FIT:
+        raise ValueError(
+            "trained must be the levels of a flow, r t / (1 + (r - 1) t) at t = 1/T .. 1, as "
+            f"flow=True; got {trained[worst]:g} at t = {times[worst]:g}, where r = {shift:g} of "
+            f"the middle has {fitted[worst]:g}. Give sigmas of your own"
+        )
+    return shift
 
 
 def function(solver: str | Solver) -> Sampler:
@@ -121,7 +140,7 @@ def function(solver: str | Solver) -> Sampler:
     ) -> Tensor:
         flow = options.pop("flow", False)
         noise_sampler = options.pop("noise_sampler", None) if draws else None
-        check(model, x, extra_args, callback, flow, noise_sampler)
+        check(model, x, extra_args, callback, disable, flow, noise_sampler)
         given = options_of(solver, "exact", options)  # refuses what the solver does not take
         known = levels_of(sigmas, flow)
         if len(known) == 1:  # no step

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdiff.sampling import FLOATS, check_batch, check_function
+from fastdiff.schedules.noise_levels import HIGHEST, LOWEST
 
 Floats = NDArray[np.float64]
 
@@ -19,6 +20,7 @@ def check(
     x: object,
     extra_args: object,
     callback: object,
+    disable: object,
     flow: object,
     noise_sampler: object,
 ) -> None:
@@ -33,6 +35,8 @@ def check(
     for name, what in (("callback", callback), ("noise_sampler", noise_sampler)):
         if what is not None and not callable(what):
             raise TypeError(f"{name} must be a function, or None; got {type(what).__name__}")
+    if disable is not None and not isinstance(disable, bool):
+        raise ValueError(f"disable must be True, False or None; got {disable!r:.60}")
     check_flow(flow)
 
 
@@ -70,6 +74,12 @@ def levels_of(sigmas: object, flow: bool) -> tuple[float, ...]:
         )
     if flow and numbers[0] > 1:
         raise ValueError(f"sigmas must be at most 1 with flow=True; got {numbers[0]:g}")
+    outside = (numbers > HIGHEST) | ((numbers > 0) & (numbers < LOWEST))
+    if outside.any():
+        raise ValueError(
+            f"sigmas must be 0 or in {LOWEST:g} .. {HIGHEST:g}, else no weight means anything in "
+            f"float32; got {numbers[outside][0]:g}"
+        )
     return tuple(numbers.tolist())
 
 

@@ -23,6 +23,12 @@ from fastdiff.schedulers.custom import vector
 from fastdiff.schedulers.flow_levels import noisy, shiftable
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, State, draw, over, promote
 from fastdiff.schedulers.rows import Rows
+from fastdiff.schedulers.table_arguments import (
+    check_generator,
+    check_noise,
+    check_steps,
+    plan_of,
+)
 from fastdiff.table import check_rings
 
 LIKE = 1e-5  # of the largest: what pipelines hand over went through float32, and through a shift
@@ -49,7 +55,7 @@ class TableScheduler(FusedStep, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         table: Plan | str | os.PathLike[str] | Mapping[str, Any] | None = None,
         use_flow_sigmas: bool | None = None,
     ):
-        self.plan = plan = _plan(table)
+        self.plan = plan = plan_of(table)
         whole = bool((plan.timesteps == np.round(plan.timesteps)).all())
         # of a flow alpha + sigma = 1; Flux passes no levels of its own where the config says so
         self.flow = bool(np.allclose(plan.alpha + plan.sigma, 1, rtol=0, atol=LIKE))
@@ -111,11 +117,7 @@ class TableScheduler(FusedStep, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         mu         that shift; without sigmas it has no effect, as the levels are there already
         timesteps  (N,) its timesteps
         """
-        if num_inference_steps not in (None, self.plan.steps):
-            raise ValueError(
-                f"num_inference_steps must be {self.plan.steps}, the rows of the table, or None; "
-                f"got {num_inference_steps!r}"
-            )
+        check_steps(num_inference_steps, self.plan.steps)
         if sigmas is not None and timesteps is not None:
             raise ValueError("pass timesteps or sigmas, not both; got both")
         if mu is not None and not self.flow:
@@ -201,10 +203,7 @@ class TableScheduler(FusedStep, SchedulerMixin, ConfigMixin):  # type: ignore[mi
 
         Inside a run with a begin the level is that of the next step, as in diffusers.
         """
-        for name, value in (("original_samples", original_samples), ("noise", noise)):
-            if not isinstance(value, Tensor):
-                raise TypeError(f"{name} must be a tensor (B, *shape); got {type(value).__name__}")
-        given = torch.as_tensor(timesteps).reshape(-1)
+        given = check_noise(original_samples, noise, timesteps)
         if self._begin_index is None:
             found = [self._index_of(t) for t in given]
             if None in found:
@@ -243,20 +242,28 @@ class TableScheduler(FusedStep, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         """One row, (B, *shape) -> (B, *shape) in the dtype of sample + model_output; x_0 and what
         is kept are float32 (float64 where one of the two is)."""
         dtype = promote(sample, model_output)
+        check_generator(generator)
         i = self._index(timestep)
+        if self._ring and self._ring[0].shape != sample.shape:
+            raise ValueError(
+                "sample must have the shape of the steps before, whose vectors this one reads, "
+                f"{tuple(self._ring[0].shape)}; got {tuple(sample.shape)}. Another run begins with "
+                "set_timesteps"
+            )
         rows = self._ready()[1]
         entry = rows[i]
         wide = torch.promote_types(dtype, torch.float32)
-        if len(self._ring) != self.plan.history:
-            self._ring = [torch.empty_like(sample, dtype=wide) for _ in range(self.plan.history)]
+        ring = self._ring
+        if len(ring) != self.plan.history:
+            ring = [torch.empty_like(sample, dtype=wide) for _ in range(self.plan.history)]
         noise = draw(model_output, generator, wide) if entry.draw else None
         prev, x0, kept = self._apply(
-            rows, i, entry, sample, model_output, self._ring, noise, dtype, wide, self.plan.keeps
+            rows, i, entry, sample, model_output, ring, noise, dtype, wide, self.plan.keeps
         )
         for slot, made in zip(self._slots[i], kept, strict=True):
             if slot >= 0:
-                self._ring[slot] = made
-        self._step_index = i + 1
+                ring[slot] = made
+        self._ring, self._step_index = ring, i + 1
         if not return_dict:
             return prev, x0
         return DDIMSchedulerOutput(prev_sample=prev, pred_original_sample=x0)
@@ -270,32 +277,6 @@ def _few(values: NDArray[np.float64]) -> str:
     """The numbers, those in the middle left out where they are many."""
     shown = [f"{v:.6g}" for v in values]
     return f"[{', '.join(shown if len(shown) < 9 else [*shown[:4], '..', *shown[-3:]])}]"
-
-
-def _plan(table: object) -> Plan:
-    """The plan that a table is or holds, if a scheduler can run it."""
-    if isinstance(table, (str, os.PathLike)):
-        plan = Plan.load(os.fspath(table))
-    elif isinstance(table, Mapping):
-        plan = Plan.from_json(json.dumps(dict(table)))
-    elif isinstance(table, Plan):
-        plan = table
-    else:
-        raise ValueError(
-            "table must be a fastdiff.Plan, the path of a file that Plan.save wrote, or its JSON "
-            f"as a dict; got {type(table).__name__}"
-        )
-    if plan.guided:
-        raise ValueError(
-            "guided of the table must be false: a pipeline guides by itself, and hands step one "
-            "output; got true. Make the plan without guidance"
-        )
-    if plan.rows.shape[1] != 1:
-        raise ValueError(
-            "rows of the table must have shape (N, 1, K), the same for every sample; got "
-            f"{plan.rows.shape}"
-        )
-    return plan
 
 
 TableScheduler.__module__ = "fastdiff"  # a saved pipeline names the package, no file in it

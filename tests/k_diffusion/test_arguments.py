@@ -40,6 +40,16 @@ def halve(x, sigma):
         ({"sigmas": torch.tensor([torch.inf, 1.0])}, "sigmas must be finite; got [inf, 1.0]"),
         ({"sigmas": torch.tensor([2.0, torch.nan])}, "sigmas must be finite; got [2.0, nan]"),
         ({"flow": True}, "sigmas must be at most 1 with flow=True; got 5"),
+        ({"x": X.to_sparse()}, "x must be a dense tensor (B, *shape); got torch.sparse_coo"),
+        ({"disable": "a"}, "disable must be True, False or None; got 'a'"),
+        (
+            {"sigmas": torch.tensor([1e30, 1.0])},
+            "sigmas must be 0 or in 1e-20 .. 65536, else no weight means anything in float32; got",
+        ),
+        (
+            {"sigmas": torch.tensor([5.0, 1e-30])},
+            "sigmas must be 0 or in 1e-20 .. 65536, else no w",
+        ),
         ({"flow": 1}, "flow must be True or False; got 1"),
         ({"extra_args": [1]}, "extra_args must be a dict of arguments for the model, or None; got"),
         ({"callback": 3}, "callback must be a function, or None; got int"),
@@ -109,7 +119,7 @@ def test_sigmas_of_a_flow_keep_its_shift(spacing, shift):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"spacing": "karas"}, "spacing must be one of karras, exponential"),
+        ({"spacing": "karas"}, f"spacing must be one of {', '.join(SPACINGS)}; got 'karas'"),
         ({"spacing": np.ones(2)}, "spacing must be one of karras, exponential"),
         ({"flow": None}, "flow must be True or False; got None"),
         ({"trained": torch.tensor([1.0, 1e9])}, "trained must ascend within 1e-07 .. 65536; got 1"),
@@ -129,12 +139,23 @@ def test_sigmas_of_a_flow_keep_its_shift(spacing, shift):
             {"trained": torch.tensor([0.5, 2.0]), "flow": True},
             "trained must ascend within 1e-07 .. 1, as flow=True; got 0.5 .. 2",
         ),
+        (
+            {"trained": torch.tensor([0.1, 0.11, 0.9]), "flow": True},
+            "trained must be the levels of a flow, r t / (1 + (r - 1) t) at t = 1/T .. 1, as",
+        ),
     ],
 )
 def test_bad_input_of_get_sigmas(changed, message):
     given = {"spacing": "karras", "steps": 4, "trained": torch.tensor([0.1, 1.0, 9.0])} | changed
     with pytest.raises((TypeError, ValueError), match="^" + re.escape(message)):
         k_diffusion.get_sigmas(**given)
+
+
+def test_two_levels_are_a_flow_and_steps_may_be_of_numpy():
+    two = torch.tensor([0.1, 1.0])
+    got = k_diffusion.get_sigmas("trailing", np.int64(2), two, flow=True)
+    # r = 1/9 has 0.1 at t = 1/2, and 1/28 at 1/4
+    torch.testing.assert_close(got, torch.tensor([0.1, 1 / 28, 0.0]))
 
 
 @pytest.mark.parametrize("solver", ["dpmpp_2n", None, 3])
