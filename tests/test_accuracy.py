@@ -239,6 +239,10 @@ def test_a_file_of_other_conditions_is_refused_unless_fresh(tmp_path):
     small(path, solvers=frozenset({"flow_euler"}))
     with pytest.raises(ValueError, match=r"budgets \[3, 4\]; now it is budgets \[5\]"):
         small(path, solvers=frozenset({"flow_euler"}), budgets=(5,))
+    other = json.loads(path.read_text())
+    path.write_text(json.dumps({**other, "made": {**other["made"], "torch": "0"}}))
+    with pytest.raises(ValueError, match=r"measured with torch 0; now it is torch .*folder.*--fre"):
+        small(path, solvers=frozenset({"flow_euler"}))
     small(path, solvers=frozenset({"flow_euler"}), budgets=(5,), fresh=True)
     assert records.load(path)["conditions"]["budgets"] == [5]
     path.write_text('{"schema": 1}')
