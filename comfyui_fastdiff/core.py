@@ -57,7 +57,7 @@ def sigmas(model, spacing, steps, denoise):
         return torch.zeros(0)
     levels = model.get_model_object("model_sampling")
     every = int(steps / min(denoise, 1.0))
-    return k_diffusion.get_sigmas(spacing, every, levels.sigmas.float(), flow=is_flow(levels))[
+    return k_diffusion.get_sigmas(spacing, every, levels.sigmas, flow=is_flow(levels))[
         -(steps + 1) :
     ]
 

@@ -334,14 +334,17 @@ def near(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_BY_NAME[known].name for known in (*close, *holds)))[:3]
 
 
-def find(name: str) -> Solver:
-    """The solver of that name or alias, in any case, with blanks, dashes or underscores."""
+def find(name: str, *, argument: str = "solver") -> Solver:
+    """The solver of that name or alias, in any case, with blanks, dashes or underscores.
+
+    argument: what the caller's user knows the name as, for the ValueError.
+    """
     solver = _BY_NAME.get(_folded(name)) if isinstance(name, str) else None
     if solver is None:
         *first, last = [f"'{close}'" for close in near(str(name))] or [""]
         guess = f"{', '.join(first)} or {last}" if first else last
         hint = f" Did you mean {guess}?" if guess else ""
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}; got {name!r}.{hint}")
+        raise ValueError(f"{argument} must be one of {', '.join(SOLVERS)}; got {name!r}.{hint}")
     return solver
 
 

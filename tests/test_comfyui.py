@@ -188,6 +188,19 @@ def test_sigmas_of_a_part_of_a_run(nodes):
     (whole,) = nodes["FastdiffSigmas"].run(model=model, spacing="karras", steps=20)
     (part,) = nodes["FastdiffSigmas"].run(model=model, spacing="karras", steps=10, denoise=0.5)
     assert torch.equal(part, whole[-11:])
+    (more,) = nodes["FastdiffSigmas"].run(model=model, spacing="karras", steps=16)
+    (part,) = nodes["FastdiffSigmas"].run(model=model, spacing="karras", steps=10, denoise=0.6)
+    assert torch.equal(part, more[-11:])  # 10 / 0.6 = 16.7, cut as ComfyUI's own nodes do
     np.testing.assert_allclose(whole[[0, -1]].tolist(), [float(Levels.sigmas[-1]), 0.0], rtol=1e-6)
     (none,) = nodes["FastdiffSigmas"].run(model=model, spacing="karras", steps=10, denoise=0.0)
     assert none.shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sigmas_of_a_model_in_half_precision_are_those_of_its_levels(nodes, dtype):
+    """Here powers of two, which both hold, and distinct."""
+    model, trained = Model(Levels()), 2.0 ** torch.arange(-5, 5)
+    model.levels.sigmas = trained.to(dtype)
+    (got,) = nodes["FastdiffSigmas"].run(model=model, spacing="karras", steps=6)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, k_diffusion.get_sigmas("karras", 6, trained))

@@ -38,7 +38,7 @@ GOOD = {"solver": "dpmpp_2m", "steps": 5}
         ({"noise": "flow"}, "prediction 'epsilon' does not go with a 'flow' noise schedule"),
         (
             {"noise": "cosine"},
-            "noise schedule must be one of linear, scaled_linear, squaredcos_cap_v2",
+            "noise must be one of linear, scaled_linear, squaredcos_cap_v2",
         ),
         ({"noise": 3}, "noise must be a name or a NoiseSchedule; got 3"),
         ({"noise": None}, "noise must be a name or a NoiseSchedule; got None"),

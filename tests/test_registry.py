@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import re
 
 import diffusers
@@ -10,7 +11,10 @@ import pytest
 import fastdiff
 from fastdiff.registry import SOLVERS, find, near
 from fastdiff.schedulers import CLASSES
+from fastdiff.schedulers.option_checks import CHECKS, checked
 from fastdiff.solvers.solver import A1111, COMFYUI
+
+from .schedulers.options import TABLE
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda row: row.name)
@@ -274,3 +278,66 @@ def test_a_misspelt_option_beside_a_whole_config_is_refused():
     config = diffusers.PNDMScheduler().config
     with pytest.raises(ValueError, match=r"^beta_edn: no option of DDIMScheduler; it takes beta_e"):
         fastdiff.sampler("ddim", **config, beta_edn=0.013)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_each_option_has_a_check_that_takes_what_its_class_runs_with(cls):
+    """And that whole configs, saved ones too, pass."""
+    assert {name for c in CLASSES for name in c._get_init_keys(c)} - {"self"} == CHECKS.keys()
+    config = cls().config
+    for option, values in TABLE.get(cls.__name__, {}).items():  # two have only defaults
+        for value in values if not option.startswith("step.") else ():
+            checked(option, value)
+    for option in cls._get_init_keys(cls) - {"self"}:
+        checked(option, config[option])
+    for name in ("dpmpp_2m", "unipc", "flow_euler" if "shift" in config else "euler"):
+        for whole in (config, json.loads(cls().to_json_string())):
+            fastdiff.sampler(name, **whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "what", "values"),
+    [
+        ("dpmpp_2m", "flow_shift", "a finite number above 0", (-1.0, 0, "x", math.nan, True)),
+        ("dpmpp_2m", "time_shift_type", "one of exponential, linear", ("foo", None, ["linear"])),
+        ("dpmpp_2m", "lower_order_final", "True or False", ("x", 1, None)),
+        ("dpmpp_2m", "use_flow_sigmas", "True or False", (3,)),
+        ("dpmpp_2m", "use_karras_sigmas", "None or True or False", ("yes",)),
+        ("dpmpp_2m", "steps_offset", "a whole number of at least 0", ("a", -1, 0.5)),
+        ("dpmpp_2m", "rescale_betas_zero_snr", "True or False", ("no",)),
+        ("dpmpp_2m", "variance_type", "None or one of fixed_small, ", ("foo",)),
+        ("dpmpp_2m", "prediction_type", "one of epsilon, sample, ", ("foo", None)),
+        ("dpmpp_2m", "lambda_min_clipped", "a number, or -inf for no limit", (math.nan, math.inf)),
+        ("euler", "beta_start", "a number above 0 and below 1", (math.nan, "x", 0.0, 1.0)),
+        ("euler", "num_train_timesteps", "a whole number of at least 1", (0, 10.5, True)),
+        (
+            "euler",
+            "trained_betas",
+            "None or a list or array of numbers above 0, at most 1",
+            ([], [0.1, math.nan], ["0.1"], [[0.1]], [0.1, [0.2]], 0.1),
+        ),
+        ("euler", "sigma_max", "None or a finite number above 0", (0, math.inf)),
+        ("unipc", "disable_corrector", "a list of steps, 0 the first", ([-1], 3, [0.5])),
+        ("unipc", "solver_p", "None or a scheduler", ("x",)),
+        ("sa_solver", "tau_func", "None or a function of the timestep", (1.0,)),
+        ("ddim", "dynamic_thresholding_ratio", "a number in 0 .. 1", (1.1, None)),
+        ("flow_euler", "shift", "a finite number above 0", (math.nan, -1.0, None)),
+        ("flow_euler", "shift_terminal", "None or a number of at least 0 and below 1", (2.0, 1)),
+    ],
+)
+def test_a_value_that_an_option_cannot_have_is_refused_by_its_name(name, option, what, values):
+    for value in values:
+        with pytest.raises(ValueError, match="^" + re.escape(f"{option} must be {what}")) as error:
+            fastdiff.sampler(name, **{option: value})
+        assert str(error.value).endswith(f"; got {value!r}")
+
+
+def test_the_shift_of_a_whole_config_of_a_flow_is_checked_too():
+    config = {**diffusers.FlowMatchEulerDiscreteScheduler().config, "shift": None}
+    with pytest.raises(ValueError, match=r"^shift must be a finite number above 0; got None"):
+        fastdiff.sampler("dpmpp_2m", **config)
+
+
+def test_a_wrong_name_of_a_sampler_is_called_name():
+    with pytest.raises(ValueError, match=r"^name must be one of ddim, ddpm, .*; got None\.$"):
+        fastdiff.sampler(None)

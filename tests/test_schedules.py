@@ -119,7 +119,7 @@ def test_unknown_schedule_lists_the_known():
         ),
         (
             lambda: NoiseSchedule.vp(["linear"]),
-            "noise schedule must be one of linear, scaled_linear",
+            "schedule must be one of linear, scaled_linear",
         ),
         (lambda: NoiseSchedule.vp("flow"), "got 'flow'. Make that one with NoiseSchedule.flow()"),
         (

@@ -35,9 +35,9 @@ def page(record: dict[str, Any]) -> str:
     floors = ", ".join(f"{name} {value:.1e}" for name, value in record["floors"].items())
     parts = [
         "# Accuracy against calls of the network",
-        "<!-- written by fastdiff bench accuracy --out docs; edit fastdiff/accuracy/page.py -->",
+        "<!-- written by fastdiff bench accuracy; edit fastdiff/accuracy/page.py -->",
         "This page, its picture and [its numbers](accuracy.json) are written by "
-        "`fastdiff bench accuracy --out docs`.",
+        "`fastdiff bench accuracy`.",
         "![Error against calls](accuracy.svg)",
         "## What was measured",
         "The data are "
@@ -66,18 +66,27 @@ def page(record: dict[str, Any]) -> str:
             if solvers(record, family, metric):
                 parts += [f"## {METRIC[metric]}; {FAMILY[family]}"]
                 parts += [_best(record, family, metric), _all(record, family, metric)]
-    parts += ["## Where the two differ", *_differ(), "## Left out", _left_out(record)]
+    parts += [*_differ(record), "## Left out", _left_out(record)]
     return "\n\n".join(parts) + "\n"
 
 
-def _differ() -> list[str]:
-    """Why the same solver on the same spacing has two numbers."""
+def _differ(record: dict[str, Any]) -> list[str]:
+    """Why the same solver on the same spacing has two numbers, where the record has both."""
     rows = []
     for (solver, spacing, calls), (ours, steps, theirs) in AHEAD.items():
+        if not {OURS, THEIRS} <= {
+            entry.side
+            for entry in ranked(record, "vp", "rms", calls)
+            if (entry.solver, entry.spacing) == (solver, spacing)
+        }:
+            continue
         changed = "; ".join(f"{what} {number:.3e}" for what, number in steps.items())
         who = [f"`{solver}`", spacing, str(calls)]
         rows.append([*who, f"{ours:.3e}", changed, f"{theirs:.3e}"])
+    if not rows:
+        return []
     return [
+        "## Where the two differ",
         "The rows of both sides are the same numbers but for what diffusers does otherwise than "
         "the papers, which a plan can do, too; with it, the difference is gone:",
         _table(["solver", "spacing", "calls", "fastdiff", "with ..", "diffusers"], rows),

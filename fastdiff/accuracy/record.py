@@ -135,16 +135,31 @@ def excluded() -> list[Record]:
 def load(path: Path) -> Record:
     """A record; ValueError that says what is wrong with the file."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} must be a record of this command as JSON: {error}") from error
-    wanted = {"schema", "made", "conditions", "floors", "excluded", "refused", "rows"}
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA or wanted - record.keys():
+    if not _is_record(record):
         raise ValueError(
-            f"{path} must be a record of `fastdiff bench accuracy`, schema {SCHEMA}. Another file "
-            "name, or --fresh to write it anew, would do"
+            f"{path} must be a record of `fastdiff bench accuracy`, schema {SCHEMA}. Another "
+            "folder as --out, or --fresh to write it anew, would do"
         )
     return record
+
+
+def _is_record(found: Any) -> bool:
+    """Whether it has the parts of a record, each of its kind."""
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        return False
+    rows = {"rows": {"results", "metric"}, "refused": {"reason"}, "excluded": set[str]()}
+    whose = {"family", "solver", "side", "spacing"}
+    return all(isinstance(found.get(k), dict) for k in ("made", "conditions", "floors")) and all(
+        isinstance(found.get(name), list)
+        and all(
+            isinstance(row, dict) and (name == "excluded" or row.keys() >= whose | wanted)
+            for row in found[name]
+        )
+        for name, wanted in rows.items()
+    )
 
 
 def save(path: Path, record: Record) -> None:
@@ -163,8 +178,8 @@ def _resumed(path: Path, wanted: Record) -> Record:
         if other:
             raise ValueError(
                 f"{path} was measured with {', '.join(f'{k} {found[name].get(k)}' for k in other)}"
-                f"; now it is {', '.join(f'{k} {wanted[name][k]}' for k in other)}. Another file "
-                "name, or --fresh to write it anew, would do"
+                f"; now it is {', '.join(f'{k} {wanted[name][k]}' for k in other)}. Another "
+                "folder as --out, or --fresh to write it anew, would do"
             )
     now = {who.key for family in FAMILIES for who in contestants(family)}
     kept = {name: [r for r in found[name] if _key(r) in now] for name in ("rows", "refused")}

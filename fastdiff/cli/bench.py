@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastdiff.accuracy.contestants import VARIANTS
+from fastdiff.accuracy.contestants import EXCLUDED, VARIANTS, contestants
 from fastdiff.accuracy.page import page
 from fastdiff.accuracy.picture import svg
 from fastdiff.accuracy.problem import FAMILIES, SAMPLES
@@ -14,6 +14,7 @@ from fastdiff.cli import UserError
 from fastdiff.registry import SOLVERS, find
 
 STEM = "accuracy"
+ENDS = (".json", ".svg", ".md")
 MOST = 1000  # calls: as many as there are trained levels
 
 
@@ -34,22 +35,46 @@ def accuracy(
         raise UserError(f"--out must be a folder; {out} is a file")
     chosen = frozenset(map(_solver, solver)) if solver else None
     numbers = BUDGETS if budgets is None else _budgets(budgets)
-    out.mkdir(parents=True, exist_ok=True)
+    families = tuple(FAMILIES) if family is None else (family,)
+    _takes_part(families, chosen)
     try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in (out / f"{STEM}{end}" for end in ENDS):
+            if path.is_dir():
+                raise UserError(f"--out must be a folder to write {path.name} in; {path} is one")
         record = run(
             out / f"{STEM}.json",
             budgets=numbers,
-            families=tuple(FAMILIES) if family is None else (family,),
+            families=families,
             solvers=chosen,
             samples=samples,
             fresh=fresh,
             tell=lambda text: print(text, flush=True),
         )
+        (out / f"{STEM}.svg").write_text(svg(record), encoding="utf-8")
+        (out / f"{STEM}.md").write_text(page(record), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"--out must be a folder that can be written; got {str(out)!r}: {error}"
+        ) from error
     except ValueError as error:  # a file of other conditions, or no record
         raise UserError(str(error)) from error
-    (out / f"{STEM}.svg").write_text(svg(record), encoding="utf-8")
-    (out / f"{STEM}.md").write_text(page(record), encoding="utf-8")
     print(f"{out / STEM}.json, .svg, .md")
+
+
+def _takes_part(families: tuple[str, ...], chosen: frozenset[str] | None) -> None:
+    """UserError with the reasons where none of the chosen solvers runs in these families."""
+    if chosen is None or any(who.solver in chosen for f in families for who in contestants(f)):
+        return
+    reasons = [
+        f"{name}, {family}: {EXCLUDED[name.partition('(')[0], family]}"
+        for name in sorted(chosen)
+        for family in families
+    ]
+    raise UserError(
+        f"--solver must be one that takes part in {', '.join(families)}; got "
+        f"{', '.join(sorted(chosen))}, left out ({'; '.join(reasons)})"
+    )
 
 
 def _solver(name: str) -> str:

@@ -33,6 +33,7 @@ from fastdiff.schedulers.kdpm2 import (
 )
 from fastdiff.schedulers.lcm import LCMScheduler
 from fastdiff.schedulers.lms import LMSDiscreteScheduler
+from fastdiff.schedulers.option_checks import checked
 from fastdiff.schedulers.pndm import PNDMScheduler
 from fastdiff.schedulers.sasolver import SASolverScheduler
 from fastdiff.schedulers.scm import SCMScheduler
@@ -95,9 +96,9 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
     That of a flow matching class (SD3, Flux, ..) makes a scheduler of that flow, its shift as
     flow_shift; a name whose class has no flows raises ValueError.
     An option given by itself must act: one that the class does not know, or that name or spacing
-    contradicts, raises ValueError.
+    contradicts, raises ValueError, and so does a value that the option cannot have.
     """
-    solver = find(name)
+    solver = find(name, argument="name")
     class_name, preset = solver.scheduler
     chosen = next(c for c in CLASSES if c.__name__ == class_name)
     known = _options(chosen)
@@ -108,12 +109,13 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
         if not known & {"use_flow_sigmas", "shift"}:
             fits = [s.name for s in SOLVERS.values() if _runs_flows(s)]
             raise ValueError(
-                f"solver must be one with the levels of a flow, since the config is of one: "
+                f"name must be of a solver with the levels of a flow, since the config is of one: "
                 f"{', '.join(fits)}; got {name!r}"
             )
         if "use_flow_sigmas" in known:
             # pipelines ask for base_shift and its like
             carried = {k: v for k, v in config.items() if k[0] != "_" and k not in known}
+            checked("shift", config["shift"])  # here, for it becomes flow_shift
             flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
             config = flow | {"flow_shift": config["shift"]} | config
     if unknown := config.keys() - known - foreign:
@@ -121,6 +123,8 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
             f"{', '.join(sorted(unknown))}: no option of {class_name}; it takes "
             f"{', '.join(sorted(known))}"
         )
+    for option in config.keys() & known:
+        checked(option, config[option])
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     values = {k: v for k, v in betas.items() if k in known}  # flows and IPNDM have none
     values |= {k: v for k, v in config.items() if k in known} | dict(preset)

@@ -44,8 +44,7 @@ def betas(
     if not isinstance(schedule, str) or schedule not in DEFAULT_BETAS:
         hint = ". Make that one with NoiseSchedule.flow()" if str(schedule) == "flow" else ""
         raise ValueError(
-            f"noise schedule must be one of {', '.join(BETA_SCHEDULES)}, flow; "
-            f"got {schedule!r}{hint}"
+            f"schedule must be one of {', '.join(BETA_SCHEDULES)}; got {schedule!r}{hint}"
         )
     low, high = DEFAULT_BETAS[schedule]
     low = low if beta_start is None else beta_start
@@ -179,7 +178,14 @@ class NoiseSchedule:
 
     @staticmethod
     def named(name: str) -> NoiseSchedule:
-        """The schedule that a name stands for: a beta schedule's, or "flow"."""
+        """The schedule that a name stands for: a beta schedule's, or "flow".
+
+        Raises ValueError that calls the name noise, as fastdiff.plan does.
+        """
+        if name not in (*BETA_SCHEDULES, "flow"):
+            raise ValueError(
+                f"noise must be one of {', '.join(BETA_SCHEDULES)}, flow; got {name!r}"
+            )
         return NoiseSchedule.flow() if name == "flow" else NoiseSchedule.vp(name)
 
     @property

@@ -57,6 +57,23 @@ def test_other_numbers_of_steps_are_linear_in_log_sigma(spacing, n):
         assert np.log(sigma) == pytest.approx(want, rel=1e-12, abs=1e-12)
 
 
+def test_the_level_that_a_run_leaves_for_zero():
+    """The cleanest one of the model, as the table has it: diffusers' list goes on with 0."""
+    for spacing in TIMES:
+        assert AYS[spacing][-1] == round(SD.ratios[0], 3)
+    assert AYS["ays_svd"][-1] == 0.002  # sigma_min of Stable Video Diffusion's scheduler
+
+
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
+@pytest.mark.parametrize(("final", "want"), [("zero", 0.0), ("sigma_min", SD.ratios[0])])
+def test_the_final_level_is_that_of_the_config(name, final, want):
+    s = fastdiff.sampler(name, spacing="ays_sd", final_sigmas_type=final)
+    s.set_timesteps(5)
+    assert len(s.sigmas) == 6
+    # a ratio near 0.03 of alphas_cumprod in float32: 6e-8 of 1 is 7e-5 of 1 - alphas_cumprod
+    assert float(s.sigmas[-1]) == pytest.approx(want, rel=7e-5, abs=0)
+
+
 @pytest.mark.parametrize("spacing", TIMES)
 def test_a_plan_has_them(spacing):
     plan = fastdiff.plan("dpmpp_2m", steps=10, spacing=spacing)

@@ -148,7 +148,7 @@ class TestConfig:
 
     @pytest.mark.parametrize("name", ["euler", "ddim", "heun", "lcm"])
     def test_a_sampler_without_flows_is_refused(self, name):
-        with pytest.raises(ValueError, match=r"^solver must be one with the levels of a flow") as e:
+        with pytest.raises(ValueError, match=r"^name must be of a solver with the levels of ") as e:
             fastdiff.sampler(name, **flow_match(shift=3.0).config)
         fits = str(e.value).partition("of one: ")[2].partition(";")[0].split(", ")
         assert {"dpmpp_2m", "unipc_2", "deis_2", "flow_euler"} <= set(fits) <= set(SOLVERS)
