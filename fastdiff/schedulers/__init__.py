@@ -106,7 +106,7 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
     foreign = {k for k in config if k.startswith("_")} | _foreign() if whole else set()
     carried: dict[str, Any] = {}
     if whole and is_flow(config) and config.get("use_flow_sigmas", True):
-        if not known & {"use_flow_sigmas", "shift"}:
+        if not _runs_flows(solver):
             fits = [s.name for s in SOLVERS.values() if _runs_flows(s)]
             raise ValueError(
                 f"name must be of a solver with the levels of a flow, since the config is of one: "
@@ -171,7 +171,7 @@ _WHOLE = {"_class_name", "_use_default_values"}  # keys that only a scheduler's 
 def _runs_flows(solver: Solver) -> bool:
     """Whether a solver's class has the levels of a flow."""
     chosen = next(c for c in CLASSES if c.__name__ == solver.scheduler[0])
-    return not _options(chosen).isdisjoint({"use_flow_sigmas", "shift"})
+    return hasattr(chosen, "scale_noise")  # which image to image asks for
 
 
 def _options(cls: type[SchedulerMixin]) -> set[str]:

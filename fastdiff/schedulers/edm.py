@@ -96,6 +96,13 @@ class EDMEulerScheduler(EulerStep, diffusers.EDMEulerScheduler):  # type: ignore
         elif sigmas is not None:
             places = vector("sigmas", sigmas)
             as_many(num_inference_steps, "sigmas", len(places))
+            inside = (np.diff(places) >= 0).all() and places[0] >= 0 and places[-1] <= 1
+            if self.config.sigma_schedule == "karras" and not inside:
+                raise ValueError(
+                    "sigmas must be places on the config's schedule, going up from 0 (sigma_max) to "
+                    f"1 (sigma_min), as diffusers takes them; got {places.tolist()}. Noise levels "
+                    "go in as timesteps=[log(sigma) / 4, ..]"
+                )
             super().set_timesteps(num_inference_steps, None, torch.from_numpy(places))
         else:
             super().set_timesteps(num_inference_steps)
@@ -210,6 +217,7 @@ class EDMDPMSolverMultistepScheduler(
                         f"sigmas must be above 0 but for the last one; got {[*body, last]}"
                     )
                 times = np.log(body) / 4
+            last = min(last, float(body[-1]))
             self.sigmas = torch.from_numpy(np.append(body, last).astype(np.float32))
             self.timesteps = torch.from_numpy(times.astype(np.float32))
             self._restart(len(body))

@@ -141,7 +141,8 @@ class Multistep(FusedStep):
             self._set_levels(levels, self._last_of_flow(levels))
         else:
             least = self.alphas_cumprod[0]
-            last = 0.0 if self._ends_at_zero() else float(((1 - least) / least) ** 0.5)
+            last = float(((1 - least) / least) ** 0.5)  # or where sigmas already are below
+            last = 0.0 if self._ends_at_zero() else min(last, float(sigmas[-1]))
             self._set_levels(sigmas, last)
 
     def _set_levels(self, body: NDArray[np.float64], last: float) -> None:

@@ -149,22 +149,22 @@ QUIRKS = (
         "order 3 LinAlgError), the prediction of x_0 here",
     ),
     Quirk(
-        "DEIS leaves the noise of a flow's last level",
-        ("DEISMultistepScheduler",),
+        "the noise of a flow's last level is left",
+        ("DEISMultistepScheduler", *_SA),
         "final_level=last",
         "8 steps: ends at sigma = 0.125, with flow_shift=3 at 0.3, after a step of no length; 0 in "
         "exact, and with sigmas=",
     ),
     Quirk(
         "spacings of a flow lie between the levels of the betas",
-        (*_DPM, *_UNIPC, "DEISMultistepScheduler"),
+        (*_DPM, *_SINGLE, *_UNIPC, "DEISMultistepScheduler"),
         "",
         "use_flow_sigmas with Karras, exponential or beta sigmas: alpha = 1 - sigma below 0, NaN "
         "there (but not UniPC's Karras without sigmas=), between the levels of the flow here",
     ),
     Quirk(
         "the shift of a flow matching config is dropped",
-        (*_DPM, *_UNIPC, "DEISMultistepScheduler"),
+        (*_DPM, *_SINGLE, *_UNIPC, "DEISMultistepScheduler"),
         "",
         "from_config(config, use_flow_sigmas=True): flow_shift is 1 there, the config's shift here",
     ),

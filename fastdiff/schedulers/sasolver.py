@@ -1,7 +1,8 @@
 """SASolverScheduler of diffusers; predictor, corrector and noise are one fused step.
 
 tau is asked for where diffusers asks, at the timestep of a step and, for its correction, at that of
-the step before; a row depends on the two values.
+the step before; a row depends on the two values.  On a device all that are left of a run are asked
+for at its first step, for one upload: tau_func must give the same number whenever it is asked.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import descending, exact_timesteps, vector, whole_steps
+from fastdiff.schedulers.flow_levels import in_a_flow, respaced
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
 from fastdiff.schedulers.timestep import host_value, view_index
 from fastdiff.solvers.row import Grid, Row, Weights
@@ -94,8 +96,16 @@ class SASolverScheduler(FusedStep, diffusers.SASolverScheduler):  # type: ignore
         elif num_inference_steps is None:
             raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
         else:
+            if self.config.use_flow_sigmas and (name := respaced(self.config)):
+                raise ValueError(
+                    f"use_{name}_sigmas of the config must be False with use_flow_sigmas=True: "
+                    "SASolverScheduler knows those levels of a beta schedule alone; got True. "
+                    "DPMSolverMultistepScheduler has them of a flow"
+                )
             super().set_timesteps(num_inference_steps)
             if self.numerics == "exact":
+                if self.config.use_flow_sigmas:
+                    self.sigmas[-1] = 0.0  # in diffusers the last level again
                 self.timesteps = exact_timesteps(self)
         self._place_timesteps(device)
 
@@ -111,10 +121,13 @@ class SASolverScheduler(FusedStep, diffusers.SASolverScheduler):  # type: ignore
                 f"{len(values)} {name}"
             )
         trained, flow = config.num_train_timesteps, config.use_flow_sigmas
-        if name == "timesteps" and values[0] >= trained:
+        if name == "timesteps" and (values[0] > trained or (values[0] == trained and not flow)):
             raise ValueError(
-                f"timesteps must be below num_train_timesteps, {trained}; got {values[0]:g}"
+                f"timesteps must be {'at most' if flow else 'below'} num_train_timesteps, {trained}; "
+                f"got {values[0]:g}"
             )
+        if name == "sigmas" and flow:
+            in_a_flow(name, values, values)
         if ends and len(values) == 1:
             raise ValueError(f"sigmas must hold a level above the last one; got {values.tolist()}")
         levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
@@ -132,7 +145,8 @@ class SASolverScheduler(FusedStep, diffusers.SASolverScheduler):  # type: ignore
         run = np.append(body, values[-1] if ends else least)
         self.sigmas = torch.from_numpy(run.astype(np.float32))
         whole = self.numerics == "faithful" or not flow
-        self.timesteps = torch.from_numpy(times.round().astype(np.int64) if whole else times)
+        exact = times.astype(np.float32)
+        self.timesteps = torch.from_numpy(times.round().astype(np.int64) if whole else exact)
         self.num_inference_steps = len(body)
 
     def _builder(self) -> Callable[[Place], Entry]:

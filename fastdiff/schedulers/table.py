@@ -7,6 +7,7 @@ timesteps and noise levels, see fastdiff/plan_file.py.
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -87,9 +88,18 @@ class TableScheduler(FusedStep, SchedulerMixin, ConfigMixin):  # type: ignore[mi
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at a later row (image to image); ValueError where that reads what is not there."""
         rows = self.plan.rows[:, 0]
-        fine = isinstance(begin_index, int) and 0 <= begin_index < len(rows)
-        if not fine:
+        try:
+            whole = -1 if isinstance(begin_index, bool) else operator.index(begin_index)
+        except TypeError:
+            whole = -1
+        if not 0 <= whole < len(rows):
             raise ValueError(f"begin_index must be in 0 .. {len(rows) - 1}; got {begin_index!r}")
+        self._begins_at(whole)
+        self._begin_index = whole
+
+    def _begins_at(self, begin_index: int) -> None:
+        """Raise unless the table can be run from this row on."""
+        rows = self.plan.rows[:, 0]
         try:
             check_rings(rows[begin_index:], self.plan.depths)
         except ValueError as error:
@@ -97,7 +107,6 @@ class TableScheduler(FusedStep, SchedulerMixin, ConfigMixin):  # type: ignore[mi
                 f"begin_index must be 0 for this table, whose rows read what those before keep; "
                 f"got {begin_index}. A table that was made for a later begin would do"
             ) from error
-        self._begin_index = begin_index
 
     def set_timesteps(
         self,
@@ -185,7 +194,7 @@ class TableScheduler(FusedStep, SchedulerMixin, ConfigMixin):  # type: ignore[mi
             self._init_step_index(timestep)
             if self._begin_index is None and self._step_index:
                 begin, self._step_index = self._step_index, None
-                self.set_begin_index(begin)
+                self._begins_at(begin)
                 self._step_index = begin
             self._ring = []
         i: int = self._step_index  # type: ignore[assignment]

@@ -38,6 +38,7 @@ from .classes import (
     ours,
     stock,
 )
+from .options import none
 from .runs import Case, finite, gaps, mine, prepare, reference, run, theirs
 
 REL = 1e-5
@@ -100,7 +101,7 @@ ELSEWHERE = {
     "mu of one run stays for the next": "test_mu_is_for_one_run",
     "beta_t of DDPM is a difference of float32 numbers": "test_beta_of_ddpm_is_rounded",
     "the first step drops the prediction of x_0": "test_the_first_step_of_ipndm",
-    "DEIS leaves the noise of a flow's last level": "test_a_flow_of_deis_ends_at_0",
+    "the noise of a flow's last level is left": "test_a_flow_ends_at_0",
 }
 
 
@@ -236,11 +237,13 @@ def test_model_times_are_rounded_not_cut(name, spacing):
 
 
 @pytest.mark.parametrize(("shift", "left"), [(1.0, 0.125), (3.0, 0.3)])
-def test_a_flow_of_deis_ends_at_0(shift, left):
+@pytest.mark.parametrize("name", [DEIS, SA])
+def test_a_flow_ends_at_0(name, shift, left):
     """With the exact velocity of one point, 0.5, it arrives there; there noise is left."""
     ends = []
     for numerics in ("faithful", "exact"):
-        s = ours(DEIS)(**FLOW, flow_shift=shift)
+        quiet = {"tau_func": none} if name == SA else {}
+        s = ours(name)(**FLOW, **quiet, flow_shift=shift)
         s.numerics = numerics
         s.set_timesteps(8)
         x = noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,20 @@ import torch
 
 import fastdiff
 
-from .classes import DEIS, DPM, EULER, FLOW_EULER, UNIPC, base, both, ours
+from .classes import (
+    DEIS,
+    DPM,
+    EDM_DPM,
+    EDM_EULER,
+    EULER,
+    FLOW_EULER,
+    SA,
+    SD,
+    UNIPC,
+    base,
+    both,
+    ours,
+)
 from .classes import NAMES as ALL
 
 NAMES = (DPM, UNIPC, DEIS)
@@ -206,3 +219,33 @@ def test_where_diffusers_runs_without_mu_so_do_we(name):
     for s in (mine, theirs):
         s.set_timesteps(4)
     assert torch.equal(mine.sigmas, theirs.sigmas)
+
+
+def test_places_of_edm_are_no_levels():
+    s = ours(EDM_EULER)()
+    for places in ([80.0, 20.0, 1.0], [0.0, 0.7, 0.3], [-0.1, 0.5]):
+        with pytest.raises(ValueError, match=r"sigmas must be places on .*timesteps=\[log"):
+            s.set_timesteps(sigmas=places)
+
+
+def test_a_run_does_not_end_noisier_than_its_sigmas():
+    s = ours(DPM)(**SD, final_sigmas_type="sigma_min")
+    s.set_timesteps(sigmas=[9.0, 0.01])
+    assert s.sigmas.tolist() == pytest.approx([9.0, 0.01, 0.01])
+    s = ours(EDM_DPM)(final_sigmas_type="sigma_min")
+    s.set_timesteps(sigmas=[1.0, 0.001])
+    assert s.sigmas.tolist() == pytest.approx([1.0, 0.001, 0.001])
+
+
+def test_flows_of_sa_solver():
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    s = ours(SA)(**flow)
+    with pytest.raises(ValueError, match=r"sigmas must be at most 1 .*got \[1.5, 0.5\]"):
+        s.set_timesteps(sigmas=[1.5, 0.5])
+    s.set_timesteps(timesteps=[1000, 500])
+    assert s.sigmas.tolist() == [1.0, 0.5, 0.0]
+    s.numerics = "exact"
+    s.set_timesteps(sigmas=[0.9, 0.5])
+    assert s.timesteps.dtype == torch.float32
+    with pytest.raises(ValueError, match="use_karras_sigmas of the config must be False"):
+        ours(SA)(**flow, use_karras_sigmas=True).set_timesteps(4)
