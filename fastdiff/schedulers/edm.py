@@ -99,9 +99,9 @@ class EDMEulerScheduler(EulerStep, diffusers.EDMEulerScheduler):  # type: ignore
             inside = (np.diff(places) >= 0).all() and places[0] >= 0 and places[-1] <= 1
             if self.config.sigma_schedule == "karras" and not inside:
                 raise ValueError(
-                    "sigmas must be places on the config's schedule, going up from 0 (sigma_max) to "
-                    f"1 (sigma_min), as diffusers takes them; got {places.tolist()}. Noise levels "
-                    "go in as timesteps=[log(sigma) / 4, ..]"
+                    "sigmas must be places on the config's schedule, going up from 0 (sigma_max) "
+                    f"to 1 (sigma_min), as diffusers takes them; got {places.tolist()}. Noise "
+                    "levels go in as timesteps=[log(sigma) / 4, ..]"
                 )
             super().set_timesteps(num_inference_steps, None, torch.from_numpy(places))
         else:

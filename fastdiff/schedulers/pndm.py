@@ -194,10 +194,7 @@ class PNDMScheduler(ByTimestep, diffusers.PNDMScheduler):  # type: ignore[misc]
             prev = self._next(index)
         if counter >= len(self.prk_timesteps):
             raise over(counter, len(self.prk_timesteps))
-        if self._strides() or index is None:
-            begins = int(self.prk_timesteps[counter // 4 * 4])
-        else:  # a run may begin later, with the counter at 0
-            begins = int(self._timestep_values()[max(index - part, 0)])
+        begins = int(self.prk_timesteps[counter // 4 * 4])
         share, before = (1 / 6, 1 / 3, 1 / 3, 1 / 6)[part], (1.0,) if left else ()
         if part == 3:
             weights = Combination((share, *before), stored=stored)

@@ -123,8 +123,8 @@ class SASolverScheduler(FusedStep, diffusers.SASolverScheduler):  # type: ignore
         trained, flow = config.num_train_timesteps, config.use_flow_sigmas
         if name == "timesteps" and (values[0] > trained or (values[0] == trained and not flow)):
             raise ValueError(
-                f"timesteps must be {'at most' if flow else 'below'} num_train_timesteps, {trained}; "
-                f"got {values[0]:g}"
+                f"timesteps must be {'at most' if flow else 'below'} num_train_timesteps, "
+                f"{trained}; got {values[0]:g}"
             )
         if name == "sigmas" and flow:
             in_a_flow(name, values, values)
