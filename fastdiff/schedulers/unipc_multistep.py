@@ -218,7 +218,7 @@ class UniPCMultistepScheduler(FlowLevels, FusedStep, diffusers.UniPCMultistepSch
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
         """One step, (B, *shape) -> (B, *shape): corrected and predicted in one pass over memory."""
-        own = self.__dict__  # found in half the time of attributes of an instance of five classes
+        own = self.__dict__  # with order_of written out, 7 % of a step of a 1x4x64x64 latent
         if own["num_inference_steps"] is None:
             raise ValueError("step needs timesteps; call set_timesteps first")
         if own["solver_p"]:
