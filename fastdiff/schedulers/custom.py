@@ -56,6 +56,34 @@ def whole_steps(steps: Any) -> None:
         )
 
 
+def one_run(steps: Any, timesteps: object, sigmas: object) -> None:
+    """Raise unless a run is described, and once."""
+    whole_steps(steps)
+    if timesteps is not None and sigmas is not None:
+        raise ValueError("pass timesteps or sigmas, not both; got both")
+    if steps is None and timesteps is None and sigmas is None:
+        raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
+
+
+def as_many(steps: int | None, name: str, count: int, ends: bool = False) -> None:
+    """Raise unless num_inference_steps is None or this number; ends: the last one is no step's."""
+    if steps not in (None, count):
+        raise ValueError(
+            f"num_inference_steps must be None or {count}, the number of {name}"
+            f"{' before the last one, where the run ends' if ends else ''}; got {steps}"
+        )
+
+
+def run_ends(sigmas: NDArray[np.float64], steps: int | None) -> bool:
+    """Whether the last of descending sigmas, (N,) or (N + 1,) for N steps, is where the run ends: a
+    0, or one more than the steps.  Raises where there is no step, or another number of them."""
+    if sigmas[0] == 0:
+        raise ValueError(f"sigmas must begin above 0; got {sigmas.tolist()}")
+    ends = len(sigmas) > 1 and bool(len(sigmas) - 1 == steps or sigmas[-1] == 0)
+    as_many(steps, "sigmas", len(sigmas) - int(ends), ends)
+    return ends
+
+
 def reachable(device: Any) -> None:
     """Raise unless device is None or one that tensors can be moved to here."""
     if device is None:
@@ -111,11 +139,7 @@ def times_to_run(
     """(sigmas (N + 1,), timesteps (N,)) of custom timesteps (N,); the last level is 0."""
     times = vector("timesteps", values)
     descending("timesteps", times)
-    if steps not in (None, len(times)):
-        raise ValueError(
-            f"num_inference_steps must be None or {len(times)}, the number of timesteps; "
-            f"got {steps}"
-        )
+    as_many(steps, "timesteps", len(times))
     known = np.asarray(((1 - alphas_cumprod) / alphas_cumprod) ** 0.5)
     body = np.interp(times, np.arange(len(known)), known)
     return np.append(body, 0.0).astype(np.float32), times.astype(np.float32)
@@ -127,12 +151,7 @@ def sigmas_to_run(
     """(sigmas (N + 1,), timesteps (N,)) of custom sigmas / alphas, (N + 1,) or (N,)."""
     sigmas = vector("sigmas", values)
     descending("sigmas", sigmas)
-    if steps is not None and steps not in (len(sigmas), len(sigmas) - 1):
-        raise ValueError(
-            f"num_inference_steps must be None or the number of sigmas; got {steps} and "
-            f"{len(sigmas)} sigmas"
-        )
-    if sigmas[-1] != 0 and len(sigmas) - 1 != steps:
+    if not run_ends(sigmas, steps):
         sigmas = np.append(sigmas, 0.0)
     levels = np.asarray(((1 - alphas_cumprod) / alphas_cumprod) ** 0.5)
     times = np.interp(np.log(sigmas[:-1]), np.log(levels), np.arange(len(levels)))

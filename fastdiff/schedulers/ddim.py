@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastdiff.schedulers.custom import whole_steps, without_shift
+from fastdiff.schedulers.custom import without_shift
 from fastdiff.schedulers.fused import Entry, Place, draw
 from fastdiff.schedulers.stateless import (
     BOUNDED,
@@ -50,13 +50,10 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
         mu         refused: there is no flow schedule to shift
         """
         without_shift(self, mu)
-        whole_steps(num_inference_steps)
         custom = self._custom_timesteps(num_inference_steps, timesteps, sigmas)
         if custom is not None:
             self.timesteps = to_tensor(custom)
             self.num_inference_steps = len(custom)
-        elif num_inference_steps is None:
-            raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
         else:
             super().set_timesteps(num_inference_steps)
         # the stride of diffusers' previous timestep means nothing between custom timesteps

@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastdiff.schedulers.custom import whole_steps, without_shift
+from fastdiff.schedulers.custom import without_shift
 from fastdiff.schedulers.fused import Entry, Place, draw
 from fastdiff.schedulers.quirks import rounded_chain
 from fastdiff.schedulers.stateless import (
@@ -56,13 +56,10 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
         if num_inference_steps is not None and (timesteps is not None or sigmas is not None):
             raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got two")
         without_shift(self, mu)
-        whole_steps(num_inference_steps)
         custom = self._custom_timesteps(num_inference_steps, timesteps, sigmas)
         if custom is not None:
             self.timesteps = to_tensor(custom)
             self.custom_timesteps = True
-        elif num_inference_steps is None:
-            raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
         else:
             super().set_timesteps(num_inference_steps)
         self._place_timesteps(device)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastdiff.predictions import Conversion, edm
-from fastdiff.schedulers.custom import descending, vector, whole_steps, without_shift
+from fastdiff.schedulers.custom import as_many, descending, one_run, run_ends, vector, without_shift
 from fastdiff.schedulers.euler import EulerStep
 from fastdiff.schedulers.fused import Entry, Place, draw, promote, within
 from fastdiff.schedulers.multistep import Multistep
@@ -38,24 +38,6 @@ def levels_of(values: NDArray[np.float64]) -> NDArray[np.float64]:
             f"clean, within {-MOST / 4:g} .. {MOST / 4:g}; got {values.tolist()}"
         )
     return np.exp(4 * values)
-
-
-def one_of(steps: int | None, timesteps: object, sigmas: object) -> None:
-    """Raise unless a run is described, and once."""
-    whole_steps(steps)
-    if timesteps is not None and sigmas is not None:
-        raise ValueError("pass timesteps or sigmas, not both; got both")
-    if steps is None and timesteps is None and sigmas is None:
-        raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
-
-
-def as_many(steps: int | None, name: str, *lengths: int) -> None:
-    """Raise unless num_inference_steps is None or one of these lengths."""
-    if steps not in (None, *lengths):
-        raise ValueError(
-            f"num_inference_steps must be None or the number of {name}; got {steps} and "
-            f"{lengths[0]} {name}"
-        )
 
 
 class EDMEulerScheduler(EulerStep, diffusers.EDMEulerScheduler):  # type: ignore[misc]
@@ -84,7 +66,7 @@ class EDMEulerScheduler(EulerStep, diffusers.EDMEulerScheduler):  # type: ignore
         mu         refused: there is no flow schedule to shift
         """
         without_shift(self, mu)
-        one_of(num_inference_steps, timesteps, sigmas)
+        one_run(num_inference_steps, timesteps, sigmas)
         if timesteps is not None:
             times = vector("timesteps", timesteps)
             as_many(num_inference_steps, "timesteps", len(times))
@@ -197,7 +179,7 @@ class EDMDPMSolverMultistepScheduler(
         """
         without_shift(self, mu)
         steps = num_inference_steps
-        one_of(steps, timesteps, sigmas)
+        one_run(steps, timesteps, sigmas)
         if timesteps is None and sigmas is None:
             super().set_timesteps(steps, None)
         else:
@@ -209,10 +191,9 @@ class EDMDPMSolverMultistepScheduler(
             else:
                 body = vector("sigmas", sigmas)
                 descending("sigmas", body)
-                as_many(steps, "sigmas", len(body), len(body) - 1)
-                if len(body) - 1 == steps or body[-1] == 0:
+                if run_ends(body, steps):
                     body, last = body[:-1], float(body[-1])
-                if not len(body) or body[-1] <= 0:
+                if body[-1] <= 0:
                     raise ValueError(
                         f"sigmas must be above 0 but for the last one; got {[*body, last]}"
                     )

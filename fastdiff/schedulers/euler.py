@@ -22,6 +22,7 @@ from torch import Tensor
 from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import (
     descending,
+    one_run,
     sigmas_to_run,
     times_to_run,
     vector,
@@ -204,15 +205,12 @@ class EulerAncestralDiscreteScheduler(
         mu         refused: there is no flow schedule to shift
         """
         without_shift(self, mu)
-        whole_steps(num_inference_steps)
+        one_run(num_inference_steps, timesteps, sigmas)
         if timesteps is None and sigmas is None:
-            if num_inference_steps is None:
-                raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
+            assert num_inference_steps is not None
             super().set_timesteps(num_inference_steps)
             self._place_timesteps(device)
             return
-        if timesteps is not None and sigmas is not None:
-            raise ValueError("pass timesteps or sigmas, not both; got both")
         if timesteps is None:
             assert sigmas is not None
             levels, times = sigmas_to_run(sigmas, num_inference_steps, self.alphas_cumprod)

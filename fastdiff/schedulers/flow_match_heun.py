@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.predictions import Conversion
-from fastdiff.schedulers.custom import vector, whole_steps
+from fastdiff.schedulers.custom import as_many, one_run, vector
 from fastdiff.schedulers.flow_levels import shiftable
 from fastdiff.schedulers.flow_match import FlowMatch
 from fastdiff.schedulers.fused import Entry, Place, draw, promote, within
@@ -67,7 +67,7 @@ class FlowMatchHeunDiscreteScheduler(
                    no effect, as in diffusers' other flow classes
         timesteps  (N,) descending, what the network gets: T sigma, not shifted
         """
-        whole_steps(num_inference_steps)
+        one_run(num_inference_steps, timesteps, sigmas)
         config = self.config
         dynamic = mu is not None and bool(config.get("use_dynamic_shifting"))
         kind = config.get("time_shift_type", "exponential")
@@ -79,9 +79,8 @@ class FlowMatchHeunDiscreteScheduler(
             shift = mu if kind == "linear" else math.exp(mu)
         if sigmas is not None or timesteps is not None:
             self._set_own(num_inference_steps, sigmas, timesteps, shift)
-        elif num_inference_steps is None:
-            raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
         elif dynamic:
+            assert num_inference_steps is not None
             even = np.linspace(self.sigma_max, self.sigma_min, num_inference_steps)
             self._set_own(None, even, None, shift)
         else:
@@ -90,17 +89,11 @@ class FlowMatchHeunDiscreteScheduler(
         self._place_sigmas(device)
 
     def _set_own(self, steps: int | None, sigmas: Any, timesteps: Any, shift: float) -> None:
-        if sigmas is not None and timesteps is not None:
-            raise ValueError("pass timesteps or sigmas, not both; got both")
         name, given = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
         levels, trained = vector(name, given), self.config.num_train_timesteps
         if (np.diff(levels) >= 0).any() or levels[-1] <= 0:
             raise ValueError(f"{name} must go down and stay above 0; got {levels.tolist()}")
-        if steps not in (None, len(levels)):
-            raise ValueError(
-                f"num_inference_steps must be None or the number of {name}; got {steps} and "
-                f"{len(levels)} {name}"
-            )
+        as_many(steps, name, len(levels))
         diffusers.FlowMatchHeunDiscreteScheduler.set_timesteps(self, len(levels), None)
         if timesteps is not None:
             times, levels = levels, levels / trained

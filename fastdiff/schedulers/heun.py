@@ -12,13 +12,7 @@ from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteSchedulerO
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastdiff.schedulers.custom import (
-    descending,
-    sigmas_to_run,
-    vector,
-    whole_steps,
-    without_shift,
-)
+from fastdiff.schedulers.custom import descending, one_run, sigmas_to_run, vector, without_shift
 from fastdiff.schedulers.fused import Entry, Place, within
 from fastdiff.schedulers.two_calls import TwoCalls, ended
 from fastdiff.solvers.euler import euler
@@ -55,10 +49,8 @@ class HeunDiscreteScheduler(TwoCalls, diffusers.HeunDiscreteScheduler):  # type:
         mu         refused: there is no flow schedule to shift
         """
         without_shift(self, mu)
-        whole_steps(num_inference_steps)
+        one_run(num_inference_steps, timesteps, sigmas)
         if sigmas is not None:
-            if timesteps is not None:
-                raise ValueError("pass timesteps or sigmas, not both; got both")
             levels, times = sigmas_to_run(sigmas, num_inference_steps, self.alphas_cumprod)
             super().set_timesteps(len(times), None)  # whatever else it sets
             self.sigmas = torch.from_numpy(_twice(levels[:-1], levels[-1:]))

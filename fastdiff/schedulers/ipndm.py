@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.predictions import convert
-from fastdiff.schedulers.custom import descending, vector, whole_steps, without_shift
+from fastdiff.schedulers.custom import as_many, descending, one_run, run_ends, vector, without_shift
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, promote, within
 from fastdiff.schedulers.quirks import least_signal
 from fastdiff.solvers.adams import EQUAL, MOST
@@ -54,14 +54,11 @@ class IPNDMScheduler(FusedStep, diffusers.IPNDMScheduler):  # type: ignore[misc]
         mu         refused: there is no flow schedule to shift
         """
         without_shift(self, mu)
-        whole_steps(num_inference_steps)
+        one_run(num_inference_steps, timesteps, sigmas)
         if timesteps is None and sigmas is None:
-            if num_inference_steps is None:
-                raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
+            assert num_inference_steps is not None
             super().set_timesteps(num_inference_steps)
         else:
-            if timesteps is not None and sigmas is not None:
-                raise ValueError("pass timesteps or sigmas, not both; got both")
             self._set_times(num_inference_steps, timesteps, sigmas)
         self._place_timesteps(device)
 
@@ -75,18 +72,14 @@ class IPNDMScheduler(FusedStep, diffusers.IPNDMScheduler):  # type: ignore[misc]
         descending(name, values)
         if times[0] > 1:
             raise ValueError(f"timesteps must be within 1 .. 0; got {times.tolist()}")
-        ends = name == "sigmas" and (len(times) - 1 == steps or times[-1] == 0)
-        count = len(times) - int(ends)
-        if steps not in (None, count):
-            raise ValueError(
-                f"num_inference_steps must be None or the number of {name}; got {steps} and "
-                f"{len(values)} {name}"
-            )
+        ends = name == "sigmas" and run_ends(values, steps)
+        if name == "timesteps":
+            as_many(steps, name, len(times))
         run = torch.from_numpy(times if ends else np.append(times, 0.0))
         self.betas, self.alphas = (f(run * torch.pi / 2).float() for f in (torch.sin, torch.cos))
         self.alphas[run == 1] = 0.0  # the cosine of a rounded pi / 2 is not
         self.timesteps = run[:-1].float()
-        self.num_inference_steps = count
+        self.num_inference_steps = len(run) - 1
         self.ets = []
         self._step_index = self._begin_index = None
 

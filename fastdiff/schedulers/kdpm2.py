@@ -20,9 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastdiff.schedulers.custom import (
+    one_run,
     sigmas_to_run,
     times_to_run,
-    whole_steps,
     without_shift,
 )
 from fastdiff.schedulers.fused import Entry, Place, draw, over
@@ -54,12 +54,9 @@ class Middle(TwoCalls):
         mu: float | None,
     ) -> None:
         without_shift(self, mu)
-        whole_steps(steps)
-        if timesteps is not None and sigmas is not None:
-            raise ValueError("pass timesteps or sigmas, not both; got both")
+        one_run(steps, timesteps, sigmas)
         if timesteps is None and sigmas is None:
-            if steps is None:
-                raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
+            assert steps is not None
             self._stock_timesteps(steps, trained)
         else:
             if sigmas is not None:

@@ -15,7 +15,12 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOut
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastdiff.schedulers.custom import sigmas_to_run, times_to_run, whole_steps, without_shift
+from fastdiff.schedulers.custom import (
+    one_run,
+    sigmas_to_run,
+    times_to_run,
+    without_shift,
+)
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, promote, within
 from fastdiff.schedulers.quirks import parameters_of_lms
 from fastdiff.solvers.adams import adams
@@ -54,16 +59,13 @@ class LMSDiscreteScheduler(FusedStep, diffusers.LMSDiscreteScheduler):  # type: 
         mu         refused: there is no flow schedule to shift
         """
         without_shift(self, mu)
-        whole_steps(num_inference_steps)
-        if timesteps is not None and sigmas is not None:
-            raise ValueError("pass timesteps or sigmas, not both; got both")
+        one_run(num_inference_steps, timesteps, sigmas)
         if sigmas is not None:
             levels, times = sigmas_to_run(sigmas, num_inference_steps, self.alphas_cumprod)
         elif timesteps is not None:
             levels, times = times_to_run(timesteps, num_inference_steps, self.alphas_cumprod)
-        elif num_inference_steps is None:
-            raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
         else:
+            assert num_inference_steps is not None
             super().set_timesteps(num_inference_steps)
             self._place_timesteps(device)
             return

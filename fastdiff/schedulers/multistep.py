@@ -14,7 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastdiff.predictions import Conversion
-from fastdiff.schedulers.custom import descending, exact_timesteps, vector, whole_steps
+from fastdiff.schedulers.custom import (
+    as_many,
+    descending,
+    exact_timesteps,
+    one_run,
+    run_ends,
+    vector,
+)
 from fastdiff.schedulers.flow_levels import (
     check_mu,
     flow_levels,
@@ -62,24 +69,22 @@ class Multistep(FusedStep):
         timesteps: ArrayLike | Tensor | None,
         sigmas: ArrayLike | Tensor | None,
     ) -> None:
-        whole_steps(num_inference_steps)
+        one_run(num_inference_steps, timesteps, sigmas)
         config, steps = self.config, num_inference_steps
         shift, flow = config.flow_shift, config.use_flow_sigmas
         mu = check_mu(config, mu)
         if flow:
             upright(config)
-        if sigmas is not None and timesteps is not None:
-            raise ValueError("pass timesteps or sigmas, not both; got both")
         if sigmas is not None:
             self._set_sigmas(vector("sigmas", sigmas), steps, mu)
         elif timesteps is not None:
             self._set_times(vector("timesteps", timesteps), steps)
-        elif steps is None:
-            raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
         elif flow and respaced(config):  # diffusers takes the levels of the betas there: NaN
+            assert steps is not None
             trained = 1 / config.num_train_timesteps
             self._set_sigmas(np.linspace(1 - trained, 0, steps + 1)[:-1], None, mu)
         else:
+            assert steps is not None
             self._shifted_timesteps(steps, mu)
             if self.numerics == "exact":
                 if flow and self._ends_at_zero():
@@ -107,11 +112,7 @@ class Multistep(FusedStep):
         """Custom timesteps: diffusers' own where it has a way from them to the levels."""
         descending("timesteps", times)
         trained, flow = self.config.num_train_timesteps, self.config.use_flow_sigmas
-        if steps not in (None, len(times)):
-            raise ValueError(
-                f"num_inference_steps must be None or the number of timesteps; got {steps} "
-                f"and {len(times)} timesteps"
-            )
+        as_many(steps, "timesteps", len(times))
         if flow:
             levels = in_a_flow("timesteps", times / trained, times)
             self._set_levels(levels, self._last_of_flow(levels))
@@ -123,16 +124,9 @@ class Multistep(FusedStep):
             self._stock_timesteps(None, None, times)
 
     def _set_sigmas(self, sigmas: NDArray[np.float64], steps: int | None, mu: float | None) -> None:
-        if steps not in (None, len(sigmas), len(sigmas) - 1):
-            raise ValueError(
-                f"num_inference_steps must be None or the number of sigmas; got {steps} and "
-                f"{len(sigmas)} sigmas"
-            )
         descending("sigmas", sigmas)
-        if sigmas[0] == 0:
-            raise ValueError(f"sigmas must begin above 0; got {sigmas.tolist()}")
         flow = self.config.use_flow_sigmas
-        if len(sigmas) > 1 and (len(sigmas) - 1 == steps or sigmas[-1] == 0):
+        if run_ends(sigmas, steps):
             if flow:
                 in_a_flow("sigmas", sigmas, sigmas)
             self._set_levels(sigmas[:-1], float(sigmas[-1]))

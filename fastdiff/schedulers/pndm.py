@@ -8,7 +8,9 @@ began with.  diffusers combines what the network returned and takes the noise ou
 turned once, with X), so what is kept is the raw output.
 
 A step goes from t to t - T // n in "faithful", as in diffusers, also where the spacing is another;
-"exact", and custom timesteps, go to the next entry of `timesteps` (schedulers/quirks.py).
+"exact", and custom timesteps, go to the next entry of `timesteps` (schedulers/quirks.py).  A run of
+those that begins later finds its calls as a whole run makes them: within a Runge-Kutta step it goes
+by single steps to where the next one begins.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastdiff.predictions import Conversion
-from fastdiff.schedulers.custom import whole_steps, without_shift
+from fastdiff.schedulers.custom import without_shift
 from fastdiff.schedulers.fused import Entry, Place, Rows, over, promote
 from fastdiff.schedulers.stateless import ByTimestep, step_grid
 from fastdiff.solvers.adams import EQUAL, MOST
@@ -83,11 +85,9 @@ class PNDMScheduler(ByTimestep, diffusers.PNDMScheduler):  # type: ignore[misc]
         mu         refused: there is no flow schedule to shift
         """
         without_shift(self, mu)
-        whole_steps(num_inference_steps)
         custom = self._custom_timesteps(num_inference_steps, timesteps, sigmas)
         steps = num_inference_steps if custom is None else len(custom)
-        if steps is None:
-            raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
+        assert steps is not None
         least = 1 if self.config.skip_prk_steps else 4
         if not least <= steps <= self.config.num_train_timesteps:
             raise ValueError(
@@ -161,12 +161,12 @@ class PNDMScheduler(ByTimestep, diffusers.PNDMScheduler):  # type: ignore[misc]
     # ---- which step a call is -----------------------------------------------------------------
 
     def _index(self, t: int, index: int | None) -> int | None:
-        """Where in `timesteps` a call stands, of equal ones at the counter's; None if every step is
-        one stride."""
+        """Where in `timesteps` a call stands; by value, of equal ones at the counter's.  None if
+        every step is one stride."""
         if self._strides():
             return None
-        times = self._timestep_values() if isinstance(self.timesteps, Tensor) else []
-        if index is None or times[self.counter : self.counter + 1] == [t]:
+        if index is None:
+            times = self._timestep_values() if isinstance(self.timesteps, Tensor) else []
             there = [i for i, value in enumerate(times) if value == t]
             index = self.counter if self.counter in there else next(iter(there), None)
         return index
@@ -186,14 +186,14 @@ class PNDMScheduler(ByTimestep, diffusers.PNDMScheduler):  # type: ignore[misc]
         """The place of a Runge-Kutta call; left: there is a sum of slopes, stored: a start."""
         part = counter % 4
         stride = self._state.facts // (self.num_inference_steps or 1)
-        if part % 2:
-            prev = t
-        elif self._strides() or index is None:
-            prev = t - stride // 2
-        else:
-            prev = self._next(index)
         if counter >= len(self.prk_timesteps):
             raise over(counter, len(self.prk_timesteps))
+        if self._strides() or index is None:
+            prev = t if part % 2 else t - stride // 2
+        elif part and not left:  # the run began within this step
+            return self._place(Combination(OUTPUT), t, self._next(index))
+        else:
+            prev = t if part % 2 else self._next(index)
         begins = int(self.prk_timesteps[counter // 4 * 4])
         share, before = (1 / 6, 1 / 3, 1 / 3, 1 / 6)[part], (1.0,) if left else ()
         if part == 3:
@@ -230,6 +230,7 @@ class PNDMScheduler(ByTimestep, diffusers.PNDMScheduler):  # type: ignore[misc]
         places: list[Place] = []
         for i, t in enumerate(times):
             prk = counter < len(self.prk_timesteps)
+            here: Any
             if prk:
                 here = self._prk(counter, t, i, left, stored and counter % 4 > 0)
             elif known or counter != 1:
@@ -241,7 +242,7 @@ class PNDMScheduler(ByTimestep, diffusers.PNDMScheduler):  # type: ignore[misc]
             first = i if first is None else first
             places.append(here)
             known += int(counter % 4 == 0 if prk else not self._again(counter, i))
-            left, stored, counter = (prk and counter % 4 < 3), True, counter + 1
+            left, stored, counter = (prk and bool(here[0].kept)), True, counter + 1
         return places or [place]
 
     # ---- the step -----------------------------------------------------------------------------
@@ -254,7 +255,7 @@ class PNDMScheduler(ByTimestep, diffusers.PNDMScheduler):  # type: ignore[misc]
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
         """One call, (B, *shape) -> (B, *shape): step_prk while the start lasts, then step_plms."""
-        self._begun()
+        self._begun(timestep)
         first = self.counter < len(self.prk_timesteps) and not self.config.skip_prk_steps
         call = self.step_prk if first else self.step_plms
         return call(model_output, timestep, sample, return_dict)
@@ -267,7 +268,7 @@ class PNDMScheduler(ByTimestep, diffusers.PNDMScheduler):  # type: ignore[misc]
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
         """One call of the Runge-Kutta start; as diffusers, in one pass over memory."""
-        self._begun()
+        self._begun(timestep)
         _, rows = self._ready()
         counter, total = self.counter, self.cur_model_output
         part, left = counter % 4, _is(total)
@@ -279,7 +280,7 @@ class PNDMScheduler(ByTimestep, diffusers.PNDMScheduler):  # type: ignore[misc]
         if part == 0:
             self.ets.append(kept[1].to(model_output.dtype))
             self.cur_sample = sample
-        self.cur_model_output = kept[0] if part < 3 else 0
+        self.cur_model_output = kept[0] if part < 3 and len(kept) else 0
         self.counter = counter + 1
         return SchedulerOutput(prev_sample=prev) if return_dict else (prev,)
 
@@ -291,9 +292,10 @@ class PNDMScheduler(ByTimestep, diffusers.PNDMScheduler):  # type: ignore[misc]
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
         """One multistep call; as diffusers, in one pass over memory."""
-        self._begun()
+        self._begun(timestep)
         past, counter = self.ets, self.counter
-        if not self.config.skip_prk_steps and len(past) < 3:
+        whole = self._strides() or counter < len(self.prk_timesteps)
+        if whole and not self.config.skip_prk_steps and len(past) < 3:
             raise ValueError(
                 f"step_plms needs three raw outputs in ets; got {len(past)}. Run the "
                 f"{RUNGE_KUTTA} calls of step_prk first, or set skip_prk_steps=True"
@@ -323,9 +325,15 @@ class PNDMScheduler(ByTimestep, diffusers.PNDMScheduler):  # type: ignore[misc]
         self.counter = counter + 1
         return SchedulerOutput(prev_sample=prev) if return_dict else (prev,)
 
-    def _begun(self) -> None:
+    def _begun(self, timestep: Any) -> None:
+        """Before a call: raise without a run; where one begins later, count what it left out."""
         if self.num_inference_steps is None:
             raise ValueError("step needs timesteps; call set_timesteps first")
+        if self.config.skip_prk_steps or self._strides():
+            return
+        if not self.ets and not _is(self.cur_model_output):  # no call has left anything yet
+            t, index = self._time(timestep)
+            self.counter = self._index(t, index) or 0
 
     def _combine(
         self,

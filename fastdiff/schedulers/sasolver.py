@@ -19,7 +19,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.predictions import Conversion
-from fastdiff.schedulers.custom import descending, exact_timesteps, vector, whole_steps
+from fastdiff.schedulers.custom import (
+    as_many,
+    descending,
+    exact_timesteps,
+    one_run,
+    run_ends,
+    vector,
+)
 from fastdiff.schedulers.flow_levels import in_a_flow, respaced
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
 from fastdiff.schedulers.timestep import host_value, view_index
@@ -84,17 +91,13 @@ class SASolverScheduler(FusedStep, diffusers.SASolverScheduler):  # type: ignore
                    flow_shift, then 0
         mu         refused: the shift of a flow is config.flow_shift
         """
-        whole_steps(num_inference_steps)
+        one_run(num_inference_steps, timesteps, sigmas)
         if mu is not None:
             raise ValueError(
                 f"mu must be None: SASolverScheduler shifts by config.flow_shift alone; got {mu}"
             )
-        if sigmas is not None and timesteps is not None:
-            raise ValueError("pass timesteps or sigmas, not both; got both")
         if sigmas is not None or timesteps is not None:
             self._set_own(num_inference_steps, sigmas, timesteps)
-        elif num_inference_steps is None:
-            raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
         else:
             if self.config.use_flow_sigmas and (name := respaced(self.config)):
                 raise ValueError(
@@ -114,12 +117,9 @@ class SASolverScheduler(FusedStep, diffusers.SASolverScheduler):  # type: ignore
         name, given = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
         values, config = vector(name, given), self.config
         descending(name, values)
-        ends = name == "sigmas" and (len(values) - 1 == steps or values[-1] == 0)
-        if steps not in (None, len(values) - int(ends)):
-            raise ValueError(
-                f"num_inference_steps must be None or the number of {name}; got {steps} and "
-                f"{len(values)} {name}"
-            )
+        ends = name == "sigmas" and run_ends(values, steps)
+        if name == "timesteps":
+            as_many(steps, name, len(values))
         trained, flow = config.num_train_timesteps, config.use_flow_sigmas
         if name == "timesteps" and (values[0] > trained or (values[0] == trained and not flow)):
             raise ValueError(
@@ -128,8 +128,6 @@ class SASolverScheduler(FusedStep, diffusers.SASolverScheduler):  # type: ignore
             )
         if name == "sigmas" and flow:
             in_a_flow(name, values, values)
-        if ends and len(values) == 1:
-            raise ValueError(f"sigmas must hold a level above the last one; got {values.tolist()}")
         levels = np.asarray(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
         if name == "timesteps":
             body = values / trained if flow else np.interp(values, np.arange(len(levels)), levels)

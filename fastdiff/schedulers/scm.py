@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastdiff.predictions import convert
-from fastdiff.schedulers.custom import descending, vector, whole_steps, without_shift
+from fastdiff.schedulers.custom import descending, one_run, vector, without_shift
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
 from fastdiff.solvers.consistency import consistency
 from fastdiff.solvers.row import Grid
@@ -69,11 +69,9 @@ class SCMScheduler(FusedStep, diffusers.SCMScheduler):  # type: ignore[misc]
         mu                      refused: there is no flow schedule to shift
         """
         without_shift(self, mu)
-        whole_steps(num_inference_steps)
+        one_run(num_inference_steps, timesteps, sigmas)
         given = None
         if sigmas is not None:
-            if timesteps is not None:
-                raise ValueError("pass timesteps or sigmas, not both; got both")
             levels = vector("sigmas", sigmas)
             descending("sigmas", levels)
             if levels[0] == 0:
@@ -107,13 +105,12 @@ class SCMScheduler(FusedStep, diffusers.SCMScheduler):  # type: ignore[misc]
                     f"num_inference_steps={num_inference_steps}"
                 )
             num_inference_steps = steps
-        elif num_inference_steps is None:
-            raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
         elif max_timesteps is None:
             raise ValueError(
                 "max_timesteps must be an angle where neither timesteps nor sigmas say where a run "
                 "begins; got None"
             )
+        assert num_inference_steps is not None
         self._fits(num_inference_steps, max_timesteps, intermediate_timesteps)
         own = None if given is None else torch.from_numpy(given)
         super().set_timesteps(num_inference_steps, own, None, max_timesteps, intermediate_timesteps)

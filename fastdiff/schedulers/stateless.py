@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastdiff.predictions import Conversion
-from fastdiff.schedulers.custom import descending, vector
+from fastdiff.schedulers.custom import as_many, descending, one_run, vector
 from fastdiff.schedulers.fused import FusedStep, Place, Rows, State, promote
 from fastdiff.schedulers.timestep import host_value, view_index
 from fastdiff.solvers.row import Grid
@@ -79,18 +79,19 @@ class ByTimestep(FusedStep):
         sigmas: ArrayLike | Tensor | None,
     ) -> NDArray[np.int64] | None:
         """Custom timesteps, or the trained ones nearest to custom sigmas, or None."""
+        one_run(num_inference_steps, timesteps, sigmas)
         if timesteps is None and sigmas is None:
             return None
-        if timesteps is not None and sigmas is not None:
-            raise ValueError("pass timesteps or sigmas, not both; got both")
         top = int(self.config.num_train_timesteps)
+        ends = False
         if timesteps is not None:
             times = vector("timesteps", timesteps)
         else:
             levels = self._levels()
             values = vector("sigmas", sigmas)
             descending("sigmas", values)
-            values = values[:-1] if values[-1] == 0 and len(values) > 1 else values
+            ends = len(values) > 1 and bool(values[-1] == 0)
+            values = values[:-1] if ends else values
             known = np.log(np.maximum((1 - levels) / np.maximum(levels, 1e-30), 1e-30)) / 2
             logs = np.log(np.maximum(values, 1e-30))
             times = np.interp(logs, known, np.arange(top)).round()
@@ -101,11 +102,8 @@ class ByTimestep(FusedStep):
                 f"timesteps must be whole numbers that go down, within {top - 1} .. 0; "
                 f"got {times.tolist()}"
             )
-        if num_inference_steps not in (None, len(whole)):
-            raise ValueError(
-                f"num_inference_steps must be None or {len(whole)}, the number of timesteps; "
-                f"got {num_inference_steps}"
-            )
+        name = "timesteps" if sigmas is None else "sigmas"
+        as_many(num_inference_steps, name, len(whole), ends)
         return whole
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdiff.schedulers.custom import whole_steps, without_shift
+from fastdiff.schedulers.custom import without_shift
 from fastdiff.schedulers.fused import over, tensor
 from fastdiff.schedulers.stateless import StatelessStep
 
@@ -38,13 +38,10 @@ class TrainedSteps(StatelessStep):
         mu                        refused: there is no flow schedule to shift
         """
         without_shift(self, mu)
-        whole_steps(num_inference_steps)
         if num_inference_steps is not None and timesteps is not None:
             raise ValueError("pass num_inference_steps or timesteps, not both; got both")
         custom = self._custom_timesteps(num_inference_steps, timesteps, sigmas)
         steps, times = (num_inference_steps, None) if custom is None else (None, custom.tolist())
-        if steps is None and times is None:
-            raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
         base: Any = super()
         base.set_timesteps(steps, None, original_inference_steps, times, strength)
         self._place_timesteps(device)
@@ -58,8 +55,9 @@ class TrainedSteps(StatelessStep):
         if self._step_index is None:
             self._init_step_index(timestep)
         i: int = self._step_index  # type: ignore[assignment]
-        if i >= len(self.timesteps):
-            raise over(i, len(self.timesteps))
+        steps = len(self._timestep_values())  # a list's length, 1.5 us less than a tensor's
+        if i >= steps:
+            raise over(i, steps)
         t, _ = self._time(timestep)
         return t, i
 

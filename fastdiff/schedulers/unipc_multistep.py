@@ -14,7 +14,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.predictions import Conversion
-from fastdiff.schedulers.custom import descending, exact_timesteps, vector, whole_steps
+from fastdiff.schedulers.custom import (
+    as_many,
+    descending,
+    exact_timesteps,
+    one_run,
+    run_ends,
+    vector,
+)
 from fastdiff.schedulers.flow_levels import (
     FlowLevels,
     check_mu,
@@ -72,16 +79,13 @@ class UniPCMultistepScheduler(FlowLevels, FusedStep, diffusers.UniPCMultistepSch
                    diffusers
         timesteps  (N,) descending whole numbers
         """
-        whole_steps(num_inference_steps)
+        one_run(num_inference_steps, timesteps, sigmas)
         config = self.config
         mu = check_mu(config, mu)
         if config.use_flow_sigmas:
             upright(config)
-        if sigmas is not None and timesteps is not None:
-            raise ValueError("pass timesteps or sigmas, not both; got both")
         if sigmas is None and timesteps is None:
-            if num_inference_steps is None:
-                raise ValueError("pass one of num_inference_steps, timesteps or sigmas; got none")
+            assert num_inference_steps is not None
             if config.use_dynamic_shifting and mu is None:
                 shift_of(config, mu)  # which raises, as diffusers does: in words
             if self._respaced(given=False):
@@ -101,18 +105,10 @@ class UniPCMultistepScheduler(FlowLevels, FusedStep, diffusers.UniPCMultistepSch
         name, given = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
         values, config = vector(name, given), self.config
         descending(name, values)
-        if steps not in (
-            (None, len(values), len(values) - 1) if name == "sigmas" else (None, len(values))
-        ):
-            raise ValueError(
-                f"num_inference_steps must be None or the number of {name}; got {steps} and "
-                f"{len(values)} {name}"
-            )
+        ends = name == "sigmas" and run_ends(values, steps)
+        if name == "timesteps":
+            as_many(steps, name, len(values))
         trained, flow = config.num_train_timesteps, config.use_flow_sigmas
-        ends = name == "sigmas" and len(values) > 1
-        ends = ends and (len(values) - 1 == steps or values[-1] == 0)
-        if values[0] == 0 and name == "sigmas":
-            raise ValueError(f"sigmas must begin above 0; got {values.tolist()}")
         if flow and name == "sigmas" and not ends:
             flow_levels(config, values, mu)  # errors in words, where diffusers has none
             if not self._respaced(given=True):

@@ -9,6 +9,7 @@ import torch
 from .classes import (
     DDIM,
     DDPM,
+    DEIS,
     DPM,
     EDM,
     EDM_DPM,
@@ -18,7 +19,11 @@ from .classes import (
     FLOW_EULER,
     FLOW_HEUN,
     FLOW_LCM,
+    HEUN,
+    KDPM2,
+    KDPM2_A,
     LCM,
+    LMS,
     NAMES,
     PNDM,
     SA,
@@ -34,6 +39,11 @@ from .classes import (
     takes,
 )
 from .loops import SHAPE, answer, first_step, loop, same, seeded
+
+ENDS_IN_SIGMAS = (  # those whose `sigmas` may hold the level where a run ends
+    *(DPM, SINGLE, UNIPC, DEIS, SA, EULER_A, HEUN, KDPM2, KDPM2_A, LMS, EDM_DPM),
+    *(DDIM, LCM, TCD, PNDM),
+)
 
 
 @pytest.mark.parametrize("name", [DPM, SINGLE, DDIM, UNIPC, FLOW_HEUN, EDM_DPM, PNDM, SA])
@@ -124,7 +134,7 @@ def test_a_step_after_the_last_one(name):
         (SA, {}, "num_inference_steps"),
         (SA, {"timesteps": [9, 3], "sigmas": [1.0, 0.0]}, "sigmas"),
         (SA, {"sigmas": [1.0, 2.0, 0.0]}, "sigmas"),
-        (SA, {"sigmas": [0.0]}, "sigmas must hold a level above the last"),
+        (SA, {"sigmas": [0.0]}, "sigmas must begin above 0"),
         (SA, {"timesteps": [1000, 7]}, "timesteps"),
         (SA, {"num_inference_steps": 3, "sigmas": [1.0, 0.5, 0.2, 0.1, 0.0]}, "sigmas"),
         (PNDM, {}, "num_inference_steps"),
@@ -143,7 +153,7 @@ def test_a_step_after_the_last_one(name):
         (EDM_DPM, {}, "num_inference_steps"),
         (EDM_DPM, {"timesteps": [0.5, 1.0]}, "timesteps must be log"),
         (EDM_DPM, {"sigmas": [0.5, 1.0]}, "sigmas must go down"),
-        (EDM_DPM, {"sigmas": [0.0]}, "sigmas must be above 0"),
+        (EDM_DPM, {"sigmas": [0.0]}, "sigmas must begin above 0"),
         (EDM_DPM, {"sigmas": [2.0, 0.0, 0.0]}, "sigmas must be above 0"),
         (EDM_DPM, {"num_inference_steps": 4, "sigmas": [2.0, 1.0]}, "num_inference_steps"),
         *(  # even where they agree, as diffusers
@@ -157,6 +167,14 @@ def test_a_step_after_the_last_one(name):
         (FLOW_EULER, {"timesteps": [[900.0]]}, "timesteps"),
         (FLOW_EULER, {"num_inference_steps": 3, "mu": "x"}, "mu must be a finite number; got 'x'"),
         (FLOW_EULER, {"num_inference_steps": 3, "mu": float("inf")}, "mu"),
+        *(
+            (
+                name,
+                {"num_inference_steps": 3, "sigmas": [9.0, 1.0, 0.0]},
+                r"num_inference_steps must be None or 2, the number of sigmas before the last one",
+            )
+            for name in ENDS_IN_SIGMAS
+        ),
     ],
     ids=str,
 )

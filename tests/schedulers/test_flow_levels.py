@@ -13,10 +13,10 @@ import fastdiff
 from fastdiff.registry import SOLVERS
 
 from .by_hand import ByHand
-from .classes import DEIS, DPM, FLOW_EULER, FLOW_LCM, SD, UNIPC, both, counted, ours, stock
+from .classes import DEIS, DPM, FLOW_EULER, FLOW_LCM, SD, SINGLE, UNIPC, both, counted, ours, stock
 from .loops import SHAPE, latents
 
-NAMES = (DPM, UNIPC, DEIS)
+NAMES = (DPM, SINGLE, UNIPC, DEIS)
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 DYNAMIC = {"use_dynamic_shifting": True}
 SIGMAS = np.linspace(1, 1 / 6, 6)
@@ -46,7 +46,7 @@ def test_the_levels_are_those_of_flow_match(name, config, more, made):
     diffusers', begins at 1 - 1e-6 and tells the network whole timesteps."""
     theirs = flow_match(**config)
     if made == "sampler":
-        solver = {DPM: "dpmpp_2m", UNIPC: "unipc_2", DEIS: "deis_2"}[name]
+        solver = {DPM: "dpmpp_2m", SINGLE: "dpmpp_2s", UNIPC: "unipc_2", DEIS: "deis_2"}[name]
         s = fastdiff.sampler(solver, **theirs.config)
     else:
         s = ours(name).from_config(theirs.config, **FLOW)
@@ -346,7 +346,7 @@ def test_a_flow_that_goes_up_is_refused(name, given):
         s.set_timesteps(**given)
 
 
-@pytest.mark.parametrize("name", [DPM, DEIS])
+@pytest.mark.parametrize("name", [DPM, SINGLE, DEIS])
 def test_linear_mu_of_a_number_of_steps(name):
     """diffusers asserts that it is exponential; the same shift by another name.  It is for one run:
     there is nothing to follow."""

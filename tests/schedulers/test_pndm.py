@@ -164,7 +164,11 @@ def test_custom_timesteps_step_to_the_next_one(config):
     assert type(s) is not stock(PNDM)
 
 
-@pytest.mark.parametrize(("config", "begin"), [(STARTS[0], 0), (STARTS[0], 4), (STARTS[1], 0)])
+@pytest.mark.parametrize(
+    ("config", "begin"),
+    [*((STARTS[0], b) for b in (0, 1, 4)), *((STARTS[1], b) for b in (0, 1, 2, 3, 4, 7, 12, 14))],
+    ids=str,
+)
 def test_exact_runs_along_the_noise_that_the_network_knows(config, begin):
     """With n itself as the answer every step stays on alpha x_0 + sigma n, wherever it begins."""
     s = ours(PNDM)(**SD, **config)
@@ -174,7 +178,10 @@ def test_exact_runs_along_the_noise_that_the_network_knows(config, begin):
     x0, n = torch.randn(2, *SHAPE, generator=g).unbind()
     bar = s.alphas_cumprod[int(s.timesteps[begin])]
     x = bar.sqrt() * x0 + (1 - bar).sqrt() * n
+    with pytest.raises(ValueError, match="shape of sample"):  # it leaves the run where it begins
+        s.step(n[:, :3], s.timesteps[begin], x)
     for t in s.timesteps[begin:]:
         x = s.step(n, t, x).prev_sample
+    assert s.counter == len(s.timesteps) - (begin if config["skip_prk_steps"] else 0)
     bar = s.final_alpha_cumprod
     same(x, bar.sqrt() * x0 + (1 - bar).sqrt() * n, 1e-5)

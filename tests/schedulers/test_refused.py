@@ -19,6 +19,7 @@ from .classes import (
     FLOW_EULER,
     SA,
     SD,
+    SINGLE,
     UNIPC,
     base,
     both,
@@ -26,7 +27,7 @@ from .classes import (
 )
 from .classes import NAMES as ALL
 
-NAMES = (DPM, UNIPC, DEIS)
+NAMES = (DPM, SINGLE, UNIPC, DEIS)
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 DYNAMIC = {"use_dynamic_shifting": True}
 EPS = float(torch.finfo(torch.float32).eps)
@@ -137,7 +138,7 @@ def test_numbers_in_any_container_are_levels(kind):
         ({"timesteps": [1500, 1]}, "timesteps must be below num_train_timesteps, 1000; got "),
         (
             {"num_inference_steps": 3, "timesteps": [900, 500]},
-            "num_inference_steps must be None or the number of timesteps; got 3 and 2 timesteps",
+            "num_inference_steps must be None or 2, the number of timesteps; got 3",
         ),
     ],
     ids=str,
