@@ -201,7 +201,7 @@ PROMISE = {
     "TCDScheduler": None,
     "TableScheduler": "table=None, use_flow_sigmas=None",
     "UniPCMultistepScheduler": None,
-    "accelerate": "obj, *, strict=False",
+    "accelerate": "obj, *, strict=False, guidance='exact'",
     "k_diffusion": None,  # a module
     "plan": "solver, *, steps, noise='scaled_linear', spacing='karras', prediction='epsilon', "
     "guidance=None, begin=0, numerics='exact', final_sigma='zero', **solver_options",
