@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fastdiff.accelerate import accelerate, report, restore
     from fastdiff.backends import use_backend
     from fastdiff.plan import Plan, plan
+    from fastdiff.plan_batch import batch
     from fastdiff.sampling import sample
     from fastdiff.schedulers import (
         DDIMScheduler,
@@ -85,6 +86,7 @@ __all__ = [
     "TableScheduler",
     "UniPCMultistepScheduler",
     "accelerate",
+    "batch",
     "k_diffusion",
     "plan",
     "report",
@@ -123,6 +125,7 @@ _HOME = {  # public name -> the module it lives in
     "TableScheduler": "fastdiff.schedulers.table",
     "UniPCMultistepScheduler": "fastdiff.schedulers",
     "accelerate": "fastdiff.accelerate",
+    "batch": "fastdiff.plan_batch",
     "plan": "fastdiff.plan",
     "report": "fastdiff.accelerate",
     "restore": "fastdiff.accelerate",

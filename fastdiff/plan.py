@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastdiff import plan_file
-from fastdiff.plan_fields import check_eta, check_levels, check_times
+from fastdiff.plan_fields import check_eta, check_levels, check_shapes, check_times, of_sample
 from fastdiff.predictions import PREDICTIONS, perfect
 from fastdiff.registry import Solver, find
 from fastdiff.schedules import NoiseSchedule, Origin
@@ -51,12 +51,13 @@ class Plan:
     """N rows for N calls of the network.
 
     rows         (N, 1 or B, K) float64, columns of table.py, history by ring slot
-    timesteps    (N,) model time of each call
-    alpha sigma  (N + 1,) noise levels of the sample, x = alpha x_0 + sigma n
-    draw         (N,) bool: noise is drawn on this row (also where its weight is 0, to keep seeds)
+    timesteps    (N,) model time of each call; (N, B) for samples with times of their own
+    alpha sigma  (N + 1,) or (N + 1, B) noise levels of the sample, x = alpha x_0 + sigma n
+    draw         (N,) or (N, B) bool: noise is drawn on this row (also where its weight is 0, to
+                 keep seeds)
     depths       ring slots of each kept vector; P = len(depths), R = sum(depths)
-    noise_scale  the run starts from noise_scale * (unit normal noise)
-    c_in         factor of the sample for the first call
+    noise_scale  the run starts from noise_scale * (unit normal noise); a number or (B,)
+    c_in         factor of the sample for the first call; a number or (B,)
     guided       the network returns (uncond, cond)
     about        solver, options and versions it was made with; null solver for a learned table
 
@@ -70,8 +71,8 @@ class Plan:
     sigma: Floats
     draw: NDArray[np.bool_]
     depths: tuple[int, ...] = ()
-    noise_scale: float = 1.0
-    c_in: float = 1.0
+    noise_scale: float | Floats = 1.0
+    c_in: float | Floats = 1.0
     guided: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -88,8 +89,15 @@ class Plan:
         require(isinstance(self.guided, (bool, np.bool_)), "guided", "True or False", self.guided)
         object.__setattr__(self, "guided", bool(self.guided))
         for name in ("noise_scale", "c_in"):
-            value = _number(getattr(self, name))
-            require(0 <= value < np.inf, name, "a finite number >= 0", getattr(self, name))
+            given = getattr(self, name)
+            each = given if isinstance(given, np.ndarray) and given.ndim == 1 else None
+            value = _number(given) if each is None else _floats(name, each)
+            require(
+                bool(np.all((np.asarray(value) >= 0) & (np.asarray(value) < np.inf))),
+                name,
+                "a finite number >= 0",
+                given,
+            )
             object.__setattr__(self, name, value)
         if width(self.keeps, self.history) > MAX_COLUMNS or self.keeps + self.history > MAX_VECTORS:
             raise ValueError(
@@ -105,13 +113,9 @@ class Plan:
                 f"rows must have shape ({want[0]}, 1 or batch, {want[1]}) for {n} timesteps and "
                 f"depths {self.depths}; got {self.rows.shape}"
             )
-        for name, length in (("alpha", n + 1), ("sigma", n + 1), ("draw", n)):
-            if getattr(self, name).shape != (length,):
-                raise ValueError(
-                    f"{name} must have shape ({length},) for {n} timesteps; "
-                    f"got {getattr(self, name).shape}"
-                )
-        check_levels(self.alpha, self.sigma, self.noise_scale, self.c_in)
+        check_shapes(self, n)
+        for sample in range(self.rows.shape[1]):
+            check_levels(*of_sample(self, sample))
         check_table(self.rows, self.draw, self.depths)
         object.__setattr__(self, "about", Origin(self.about))
         self._close()
@@ -123,10 +127,11 @@ class Plan:
 
     def _close(self) -> None:
         """Give the plan arrays of its own, read-only."""
-        for name in ("rows", "timesteps", "alpha", "sigma", "draw"):
-            own = getattr(self, name).copy()
-            own.setflags(write=False)
-            object.__setattr__(self, name, own)
+        for name in ("rows", "timesteps", "alpha", "sigma", "draw", "noise_scale", "c_in"):
+            if isinstance(value := getattr(self, name), np.ndarray):
+                own = value.copy()
+                own.setflags(write=False)
+                object.__setattr__(self, name, own)
 
     @property
     def keeps(self) -> int:

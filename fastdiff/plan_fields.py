@@ -5,10 +5,15 @@ The rows have checks of their own, in table.py.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.solvers.row import Grid
+
+if TYPE_CHECKING:
+    from fastdiff.plan import Plan
 
 Floats = NDArray[np.float64]
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
@@ -16,15 +21,42 @@ WHOLE = 2.0**53  # beyond it float64 skips whole numbers, and int64 ends soon af
 
 
 def check_times(timesteps: Floats, rows: Floats, draw: NDArray[np.bool_]) -> None:
-    """Timesteps (N,), one a row, that int64 and float64 hold."""
+    """Timesteps (N,) or (N, B), one a row, that int64 and float64 hold."""
     n = rows.shape[0] if rows.ndim else 0
+    wide = timesteps.ndim == 2 and rows.ndim == 3 and timesteps.shape[1] == rows.shape[1]
     # where the other fields agree on N it is the timesteps that are wrong
-    if timesteps.ndim != 1 or (timesteps.shape != (n,) and draw.shape == (n,)):
+    if not (timesteps.ndim == 1 or wide) or (len(timesteps) != n and draw.shape[:1] == (n,)):
         raise ValueError(
             f"timesteps must have shape ({n},), one for each of the rows; got {timesteps.shape}"
         )
     for time in timesteps[np.abs(timesteps) > WHOLE].tolist():
         raise ValueError(f"timesteps must be numbers in -2^53 .. 2^53; got {time:g}")
+
+
+def check_shapes(plan: Plan, n: int) -> None:
+    """One number for each of n rows or n + 1 levels, or one for each of these and of B samples."""
+    samples = plan.rows.shape[1]
+    for name, length in (("alpha", n + 1), ("sigma", n + 1), ("draw", n)):
+        if getattr(plan, name).shape not in ((length,), (length, samples)):
+            raise ValueError(
+                f"{name} must have shape ({length},) for {n} timesteps; "
+                f"got {getattr(plan, name).shape}"
+            )
+    for name in ("noise_scale", "c_in"):
+        if np.shape(getattr(plan, name)) not in ((), (samples,)):
+            raise ValueError(
+                f"{name} must be a number, or one for each sample of the rows, ({samples},); "
+                f"got {np.shape(getattr(plan, name))}"
+            )
+
+
+def of_sample(plan: Plan, b: int) -> tuple[Floats, Floats, float, float]:
+    """alpha (N + 1,), sigma (N + 1,), noise_scale and c_in of one sample."""
+    alpha, sigma = (v if v.ndim == 1 else v[:, b] for v in (plan.alpha, plan.sigma))
+    scale, c_in = (
+        v if isinstance(v, float) else float(v[b]) for v in (plan.noise_scale, plan.c_in)
+    )
+    return alpha, sigma, scale, c_in
 
 
 def check_levels(alpha: Floats, sigma: Floats, noise_scale: float, c_in: float) -> None:

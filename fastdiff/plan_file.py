@@ -2,7 +2,7 @@
 
     schema        1
     rows          (N, 1 or B, K) as nested lists, columns of table.py, history by ring slot
-    timesteps     (N,)
+    timesteps     (N,), or (N, B) where samples differ, as all that follows
     alpha, sigma  (N + 1,)
     draw          (N,) booleans
     depths        (P,) ring slots of each kept vector
@@ -33,7 +33,8 @@ Floats = NDArray[np.float64]
 SCHEMA = 1
 BOOLEANS = ("draw", "guided")
 SPECIAL = ("inf", "-inf", "nan")  # numbers that JSON has no word for; NaN to name it in the error
-FIELDS = {  # name -> number of dimensions
+EACH = ("timesteps", "alpha", "sigma", "draw", "noise_scale", "c_in")  # or of each sample
+FIELDS = {  # name -> number of dimensions, of EACH without that of the samples
     "rows": 3,
     "timesteps": 1,
     "alpha": 1,
@@ -51,8 +52,11 @@ def write(plan: Plan) -> str:
     body: dict[str, Any] = {"schema": SCHEMA, **plan.about}
     for name in ("timesteps", "alpha", "sigma", "draw"):
         body[name] = getattr(plan, name).tolist()
-    body |= {"depths": list(plan.depths), "noise_scale": plan.noise_scale}
-    body |= {"c_in": plan.c_in, "guided": plan.guided, "rows": _finite(plan.rows.tolist())}
+    for name in ("noise_scale", "c_in"):
+        value = getattr(plan, name)
+        body[name] = value if isinstance(value, float) else value.tolist()
+    body |= {"depths": list(plan.depths)}
+    body |= {"guided": plan.guided, "rows": _finite(plan.rows.tolist())}
     return json.dumps(body)
 
 
@@ -107,7 +111,8 @@ def read(text: str) -> dict[str, Any]:
     values["depths"] = tuple(int(d) for d in depths)
     values["draw"] = values["draw"].astype(bool)
     values["guided"] = bool(values["guided"])
-    values |= {name: float(values[name]) for name in ("noise_scale", "c_in")}
+    for name in ("noise_scale", "c_in"):
+        values[name] = values[name] if values[name].ndim else float(values[name])
     rows, columns = values["rows"], width(len(depths), sum(values["depths"]))
     if rows.shape[2] != columns:
         raise ValueError(
@@ -135,7 +140,7 @@ def _field(body: dict[str, Any], name: str, ndim: int) -> Floats:
         value = raw.astype(np.float64)
     except OverflowError as error:
         raise ValueError(f"field {name!r} of a plan must hold numbers; {error}") from error
-    if value.ndim != ndim:
+    if value.ndim != ndim and not (name in EACH and value.ndim == ndim + 1):
         raise ValueError(f"field {name!r} of a plan must have {ndim} dimensions; got {value.ndim}")
     bounded = value
     if name == "rows":  # a clamp that is off is -inf, inf

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdiff.ops.affine_step import affine_step
@@ -39,7 +41,8 @@ def sample(
 ) -> Tensor:
     """Run a plan and return the sample, float32 (float64 for float64 noise), shape of noise.
 
-    denoise    the network; its first argument is scaled and cast for it, t is a 0-d float32 tensor
+    denoise    the network; its first argument is scaled and cast for it, t is a 0-d float32 tensor,
+               or (B,) where the plan has times for each sample (fastdiff.batch)
     noise      (B, *shape) unit normal, of 16 bits or more; or "philox", made of seeds and shape
     generator  for solvers that draw noise; a list gives every sample its own
     seeds      in its place, (B,) whole numbers: noise of each sample from its own seed, the same
@@ -63,17 +66,20 @@ def sample(
     table = on_device(plan, str(noise.device), wide)
     times = torch.from_numpy(plan.timesteps.astype("float32")).to(noise.device, non_blocking=True)
     if start is None:
-        x = noise.to(wide) * plan.noise_scale
+        x = noise.to(wide) * _each(plan.noise_scale, noise, wide)
     else:
-        x = start.to(wide) * float(plan.alpha[0]) + noise.to(wide) * float(plan.sigma[0])
-    entry = (x * plan.c_in if plan.c_in != 1 else x).to(dtype)
+        alpha, sigma = (_each(level[0], noise, wide) for level in (plan.alpha, plan.sigma))
+        x = start.to(wide) * alpha + noise.to(wide) * sigma
+    c_in = _each(plan.c_in, noise, wide)
+    entry = (x if isinstance(c_in, float) and c_in == 1 else x * c_in).to(dtype)
     rings = Rings(plan, table, x, dtype)
     ring = rings.kept
     for i, t in enumerate(times):
         out = denoise(entry, t)
         uncond, cond = _outputs(out, plan.guided, x)
-        z = _draw(x, generator) if plan.draw[i] and own is None else None
-        drawn = own if plan.draw[i] else None
+        draws = plan.draw[i]
+        z = _draw(x, generator, draws) if draws.any() and own is None else None
+        drawn = own if draws.any() else None
         if torch.is_grad_enabled() and any(
             v is not None and v.requires_grad for v in (x, uncond, cond, *ring)
         ):
@@ -82,11 +88,13 @@ def sample(
             x, _, kept = affine_step(
                 x, cond, row, uncond=uncond, history=ring, keeps=plan.keeps, **given
             )
-            slots = plan.rows[i, 0, plan.rows.shape[2] - plan.keeps :]
-            for slot, vector in zip(slots, kept, strict=True):
-                if slot >= 0:
-                    ring[int(slot)] = vector
-            entry = (x * row[0, :1, -1 - plan.keeps].reshape(())).to(dtype)
+            slots = plan.rows[i, :, plan.rows.shape[2] - plan.keeps :].astype(int)
+            for own_slots, vector in zip(slots.T, kept, strict=True):
+                for slot in set(own_slots.tolist()) - {-1}:
+                    here = _each((own_slots == slot).astype(float), x, wide)
+                    whole = bool((own_slots == slot).all())
+                    ring[slot] = vector if whole else torch.where(here != 0, vector, ring[slot])
+            entry = (x * row[0, :, -1 - plan.keeps].reshape(-1, *[1] * (x.dim() - 1))).to(dtype)
         else:
             x, entry = rings.step(i, x, cond, uncond, z, drawn)
         if callback is not None:
@@ -132,7 +140,7 @@ def _check(
     per_sample = plan.rows.shape[1]
     if per_sample not in (1, noise.shape[0]):
         raise ValueError(
-            f"noise must have a batch of {per_sample}, as the plan's guidance has; "
+            f"noise must have a batch of {per_sample}, as the plan has, or its guidance; "
             f"got {noise.shape[0]}"
         )
     if start is not None and not isinstance(start, Tensor):
@@ -212,11 +220,31 @@ def _output(value: object, name: str, x: Tensor) -> Tensor:
     return value
 
 
-def _draw(x: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
-    """Unit normal noise like x, float32; on the generator's device first, as diffusers does."""
+def _each(value: Any, like: Tensor, dtype: torch.dtype) -> float | Tensor:
+    """A number, or (B,) numbers shaped to multiply a batch."""
+    if np.ndim(value) == 0:
+        return float(value)
+    numbers = torch.from_numpy(value.astype(np.float64)).to(like.device, dtype)
+    return numbers.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def _draw(
+    x: Tensor,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    draws: NDArray[np.bool_],
+) -> Tensor:
+    """Unit normal noise like x, float32; on the generator's device first, as diffusers does.
+
+    draws (B,): of generators of their own only those advance whose sample draws on this row.
+    """
     from diffusers.utils.torch_utils import randn_tensor
 
     if isinstance(generator, Sequence):
         generator = list(generator)
+        if draws.ndim and not draws.all():
+            z = torch.zeros_like(x)
+            for b in np.flatnonzero(draws).tolist():
+                z[b : b + 1] = _draw(x[b : b + 1], [generator[b]], np.ones(1, bool))
+            return z
     drawn: Tensor = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return drawn

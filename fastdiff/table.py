@@ -276,11 +276,12 @@ def check_clamps(rows: Floats) -> None:
 
 
 def check_draws(rows: Floats, draw: NDArray[np.bool_], depths: tuple[int, ...]) -> None:
-    """Rows (N, B, K) may weigh the noise z only where draw (N,) says that it is drawn."""
+    """Rows (N, B, K) may weigh the noise z only where draw (N,) or (N, B) says it is drawn."""
     keeps, wide = len(depths), COLUMNS + sum(depths)
     c = rows[:, :, HEAD : HEAD + (1 + keeps) * wide].reshape(*rows.shape[:2], 1 + keeps, wide)
-    weighs = ((c[..., Z] != 0).any(axis=2) | (rows[:, :, KZ] != 0)).any(axis=1)
-    for j in np.flatnonzero(weighs[: len(draw)] & ~draw[: len(weighs)]).tolist():
+    weighs = (c[..., Z] != 0).any(axis=2) | (rows[:, :, KZ] != 0)
+    drawn = draw[:, None] if draw.ndim == 1 else draw
+    for j, _ in np.argwhere(weighs[: len(draw)] & ~drawn[: len(weighs)]).tolist():
         raise ValueError(
             f"row {j} of the table weighs the noise z, but draw[{j}] is false; it must be true "
             "where the weight is not 0"

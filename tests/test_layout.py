@@ -42,7 +42,8 @@ ARROWS = {
     "registry": {"solvers", "schedules", "predictions"},
     "plan": MATHEMATICS,
     "plan_file": MATHEMATICS,
-    "plan_fields": {"solvers"},
+    "plan_batch": MATHEMATICS,
+    "plan_fields": {"solvers", "plan"},  # plan for its type alone
     "rings": MATHEMATICS | KERNELS,
     "sample_seeds": KERNELS,
     "sampling": MATHEMATICS | KERNELS | {"rings", "sample_seeds"},
@@ -203,6 +204,7 @@ PROMISE = {
     "TableScheduler": "table=None, use_flow_sigmas=None",
     "UniPCMultistepScheduler": None,
     "accelerate": "obj, *, strict=False, guidance='exact'",
+    "batch": "plans",
     "k_diffusion": None,  # a module
     "plan": "solver, *, steps, noise='scaled_linear', spacing='karras', prediction='epsilon', "
     "guidance=None, begin=0, numerics='exact', final_sigma='zero', **solver_options",
