@@ -8,6 +8,7 @@ that they do not use.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ def batch(plans: Sequence[Plan]) -> Plan:
     rows = np.stack([_rows(plan, depths, steps) for plan in plans], axis=1)
     levels = [of_sample(plan, 0) for plan in plans]
 
-    def along(values: list[Floats], places: NDArray[np.int_]) -> Floats:
+    def along(values: Sequence[NDArray[Any]], places: NDArray[np.int_]) -> NDArray[Any]:
         return np.stack([v[places[:, b]] for b, v in enumerate(values)], axis=1)
 
     called = np.minimum(last[:-1], [plan.steps - 1 for plan in plans])

@@ -91,9 +91,12 @@ def sample(
             slots = plan.rows[i, :, plan.rows.shape[2] - plan.keeps :].astype(int)
             for own_slots, vector in zip(slots.T, kept, strict=True):
                 for slot in set(own_slots.tolist()) - {-1}:
-                    here = _each((own_slots == slot).astype(float), x, wide)
-                    whole = bool((own_slots == slot).all())
-                    ring[slot] = vector if whole else torch.where(here != 0, vector, ring[slot])
+                    own = own_slots == slot
+                    if own.all():
+                        ring[slot] = vector
+                        continue
+                    here = torch.from_numpy(own).reshape(-1, *[1] * (x.dim() - 1)).to(x.device)
+                    ring[slot] = torch.where(here, vector, ring[slot])
             entry = (x * row[0, :, -1 - plan.keeps].reshape(-1, *[1] * (x.dim() - 1))).to(dtype)
         else:
             x, entry = rings.step(i, x, cond, uncond, z, drawn)
