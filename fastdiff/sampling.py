@@ -91,11 +91,11 @@ def sample(
             slots = plan.rows[i, :, plan.rows.shape[2] - plan.keeps :].astype(int)
             for own_slots, vector in zip(slots.T, kept, strict=True):
                 for slot in set(own_slots.tolist()) - {-1}:
-                    own = own_slots == slot
-                    if own.all():
+                    mine = own_slots == slot
+                    if mine.all():
                         ring[slot] = vector
                         continue
-                    here = torch.from_numpy(own).reshape(-1, *[1] * (x.dim() - 1)).to(x.device)
+                    here = torch.from_numpy(mine).reshape(-1, *[1] * (x.dim() - 1)).to(x.device)
                     ring[slot] = torch.where(here, vector, ring[slot])
             entry = (x * row[0, :, -1 - plan.keeps].reshape(-1, *[1] * (x.dim() - 1))).to(dtype)
         else:
