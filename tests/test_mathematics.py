@@ -304,6 +304,15 @@ def test_stock_keeps_mu():
     assert not torch.equal(scheduler.sigmas, before)
 
 
+def test_stock_overwrites_custom_timesteps_of_a_flow():
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    with pytest.raises(TypeError):
+        stock("DPMSolverMultistepScheduler", **flow).set_timesteps(timesteps=[900, 500, 100])
+    scheduler = stock("DPMSolverSinglestepScheduler", **flow)
+    scheduler.set_timesteps(timesteps=[900, 500, 100])
+    assert scheduler.timesteps.tolist() == [999, 666, 332]
+
+
 def test_stock_takes_learned_variance_for_three_channels():
     scheduler = stock("DPMSolverMultistepScheduler", variance_type="learned_range")
     scheduler.set_timesteps(5)

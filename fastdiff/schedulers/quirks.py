@@ -163,6 +163,13 @@ QUIRKS = (
         "there (but not UniPC's Karras without sigmas=), between the levels of the flow here",
     ),
     Quirk(
+        "custom timesteps of a flow are overwritten",
+        _DPM + _SINGLE,
+        "",
+        "use_flow_sigmas, timesteps=[900, 500, 100]: TypeError of the first, 999, 666, 332 of the "
+        "second there; 900, 500, 100 here",
+    ),
+    Quirk(
         "the shift of a flow matching config is dropped",
         (*_DPM, *_SINGLE, *_UNIPC, "DEISMultistepScheduler"),
         "",
