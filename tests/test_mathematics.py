@@ -276,7 +276,7 @@ def test_stock_takes_the_root_of_a_logarithm():
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "trailing"])
-@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])
+@pytest.mark.parametrize("name", [f"{n}Scheduler" for n in ("DDIM", "DDPM", "LCM", "TCD")])
 def test_stock_divides_by_zero_where_there_is_no_signal(name, spacing):
     config = {"rescale_betas_zero_snr": True, "timestep_spacing": spacing, "clip_sample": False}
     assert not torch.isfinite(walk(stock(name, **config), 5)).any()
