@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 import fastdiff
 from fastdiff.recipes import RECIPES
@@ -159,15 +160,16 @@ def test_a_guidance_embedding_is_an_input():
         fastdiff.few_step(pipe, "lcm-lora", 4)
 
 
-def named(pipe: Any) -> None:
-    pipe.unet.register_to_config(_name_or_path="somewhere/sdxl_lightning_8step_unet")
+def named(pipe: Any, patch: Any) -> None:
+    config = {**pipe.unet.config, "_name_or_path": "somewhere/sdxl_lightning_8step_unet"}
+    patch.setattr(pipe.unet, "_internal_dict", FrozenDict(config))
 
 
-def adapted(pipe: Any) -> None:
-    pipe.unet.peft_config = {"Hyper-SDXL-8steps-lora": None}
+def adapted(pipe: Any, patch: Any) -> None:
+    patch.setattr(pipe.unet, "peft_config", {"Hyper-SDXL-8steps-lora": None}, raising=False)
 
 
-def flow(pipe: Any) -> None:
+def flow(pipe: Any, patch: Any) -> None:
     pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
 
 
@@ -195,10 +197,12 @@ REFUSED: list[tuple[dict[str, Any], Any, str]] = [
 
 
 @pytest.mark.parametrize(("given", "change", "message"), REFUSED)
-def test_a_wrong_combination_is_refused_and_changes_nothing(given, change, message, monkeypatch):
-    pipe = pipeline({"sdxl": (tiny.sdxl(), tiny.vae())}, "sdxl", wrong())
+def test_a_wrong_combination_is_refused_and_changes_nothing(
+    parts, given, change, message, monkeypatch
+):
+    pipe = pipeline(parts, "sdxl", wrong())
     if change is not None:
-        change(pipe)
+        change(pipe, monkeypatch)
     before, config = pipe.scheduler, dict(pipe.scheduler.config)
     with pytest.raises(ValueError, match=message):
         fastdiff.few_step(pipe, **{"recipe": "sdxl-lightning", "steps": 4} | given)

@@ -51,10 +51,11 @@ ARROWS = {
     "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
     "recipes": set(),
     "few_step": {"recipes", "schedulers"},
+    "doctor": {"recipes"},
     "engine": MATHEMATICS | KERNELS | {"schedulers", "sampling", "accelerate"},
     "shapes": MATHEMATICS | {"sampling", "schedulers", "accelerate"},
 }
-NO_TORCH = MATHEMATICS | {"recipes"}
+NO_TORCH = MATHEMATICS | {"recipes", "doctor"}
 
 
 def imports(path, top_level_only=False):
