@@ -20,6 +20,7 @@ FAMILIES = {
     "trigflow": "trigflow, whose network predicts a velocity on a circle",
     "other": "neither a model with betas nor a flow nor trigflow",
 }
+MOST = max(steps for recipe in recipes.RECIPES.values() for steps in recipe.steps)
 STEPS_IN_NAME = re.compile(r"(\d+)[-_ ]?steps?(?![a-z])", re.IGNORECASE)
 
 
@@ -159,12 +160,14 @@ def _steps(recipe: Recipe, steps: Any, checkpoint: Any, pipe: Any) -> None:
 
 
 def _named(pipe: Any, part: str) -> set[int]:
-    """The numbers of steps that the names of a network, of its adapters and of a pipeline say."""
+    """The numbers of steps that the names of a network, of its adapters and of a pipeline say;
+    above MOST they are steps of a training."""
     network = getattr(pipe, part)
     names = [*getattr(network, "peft_config", ())]
     for owner in (network, pipe):
         names.append((getattr(owner, "config", None) or {}).get("_name_or_path"))
-    return {int(n) for name in names if isinstance(name, str) for n in STEPS_IN_NAME.findall(name)}
+    said = " ".join(name for name in names if isinstance(name, str))
+    return {steps for steps in map(int, STEPS_IN_NAME.findall(said)) if steps <= MOST}
 
 
 def _guidance(recipe: Recipe, steps: int, scale: Any, embedded: bool) -> float:

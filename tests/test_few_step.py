@@ -5,6 +5,7 @@ a scheduler whose every option that matters is wrong.  Flux and Sana-Sprint are 
 """
 
 import inspect
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 
 import fastdiff
+from fastdiff import doctor
 from fastdiff.recipes import RECIPES
 from fastdiff.schedulers import CLASSES
 from tests import tiny_pipelines as tiny
@@ -166,7 +168,8 @@ def named(pipe: Any, patch: Any) -> None:
 
 
 def adapted(pipe: Any, patch: Any) -> None:
-    patch.setattr(pipe.unet, "peft_config", {"Hyper-SDXL-8steps-lora": None}, raising=False)
+    names = {"Hyper-SDXL-8steps-lora": None, "style_1500_steps": None}  # the second: of a training
+    patch.setattr(pipe.unet, "peft_config", names, raising=False)
 
 
 def flow(pipe: Any, patch: Any) -> None:
@@ -250,3 +253,20 @@ def test_a_call_without_the_arguments_is_refused(parts):
     pipe.unet = None
     with pytest.raises(ValueError, match="pipe must have a unet, of Stable Diffusion XL"):
         fastdiff.few_step(pipe, "dmd2", 4)
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: f"{card[0]}-{card[2]}")
+def test_the_doctor_finds_no_more_than_notes_afterwards(parts, card, tmp_path):
+    """What few_step leaves, saved: nothing of the recipe is amiss; what no option of the class is
+    stays as it was inherited."""
+    pipe = pipeline(parts, card[1], wrong())
+    fastdiff.few_step(pipe, card[0], card[2])
+    pipe.scheduler.save_pretrained(tmp_path / "scheduler")
+    (tmp_path / "unet").mkdir()
+    pipe.unet.save_config(tmp_path / "unet")
+    index = {"scheduler": ["fastdiff", type(pipe.scheduler).__name__],
+             "unet": ["diffusers", "UNet2DConditionModel"]}  # fmt: skip
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    found = doctor.examine(doctor.read(tmp_path, RECIPES[card[0]]))
+    assert [f.name for f in found if f.severity != "note"] == []
+    assert "scheduler-module" in [f.name for f in found]
