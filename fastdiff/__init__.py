@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fastdiff import k_diffusion
     from fastdiff.accelerate import accelerate, report, restore
     from fastdiff.backends import use_backend
+    from fastdiff.few_step import few_step
     from fastdiff.plan import Plan, plan
     from fastdiff.sampling import sample
     from fastdiff.schedulers import (
@@ -85,6 +86,7 @@ __all__ = [
     "TableScheduler",
     "UniPCMultistepScheduler",
     "accelerate",
+    "few_step",
     "k_diffusion",
     "plan",
     "report",
@@ -123,6 +125,7 @@ _HOME = {  # public name -> the module it lives in
     "TableScheduler": "fastdiff.schedulers.table",
     "UniPCMultistepScheduler": "fastdiff.schedulers",
     "accelerate": "fastdiff.accelerate",
+    "few_step": "fastdiff.few_step",
     "plan": "fastdiff.plan",
     "report": "fastdiff.accelerate",
     "restore": "fastdiff.accelerate",
@@ -153,8 +156,9 @@ def __dir__() -> list[str]:
 class _Package(ModuleType):
     """`fastdiff.plan` is the function, also after `from fastdiff.plan import Plan`.
 
-    Importing a submodule binds it in its package.  For the two names that are both a function and
-    a module (plan, accelerate) that binding is ignored; `sys.modules` still holds the module.
+    Importing a submodule binds it in its package.  For the names that are both a function and a
+    module (plan, accelerate, few_step) that binding is ignored; `sys.modules` still holds the
+    module.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

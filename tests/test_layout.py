@@ -49,10 +49,13 @@ ARROWS = {
     "accuracy": MATHEMATICS | KERNELS | {"sampling", "__version__"},
     "schedulers": MATHEMATICS | KERNELS,
     "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
+    "recipes": set(),
+    "few_step": {"recipes", "schedulers"},
+    "doctor": {"recipes"},
     "engine": MATHEMATICS | KERNELS | {"schedulers", "sampling", "accelerate"},
     "shapes": MATHEMATICS | {"sampling", "schedulers", "accelerate"},
 }
-NO_TORCH = MATHEMATICS
+NO_TORCH = MATHEMATICS | {"recipes", "doctor"}
 
 
 def imports(path, top_level_only=False):
@@ -156,7 +159,7 @@ def test_an_op_imports_no_triton():
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("name", ["plan", "accelerate"])
+@pytest.mark.parametrize("name", ["plan", "accelerate", "few_step"])
 def test_a_function_and_a_module_share_a_name(name, order):
     """fastdiff.plan is the function, whoever imported the module fastdiff.plan, and when."""
     use = f"import types; assert type(fastdiff.{name}) is types.FunctionType\n"
@@ -202,6 +205,7 @@ PROMISE = {
     "TableScheduler": "table=None, use_flow_sigmas=None",
     "UniPCMultistepScheduler": None,
     "accelerate": "obj, *, strict=False",
+    "few_step": "pipe, recipe, steps, *, guidance=None, eta=None, checkpoint_steps=None",
     "k_diffusion": None,  # a module
     "plan": "solver, *, steps, noise='scaled_linear', spacing='karras', prediction='epsilon', "
     "guidance=None, begin=0, numerics='exact', final_sigma='zero', **solver_options",

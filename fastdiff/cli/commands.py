@@ -112,6 +112,27 @@ def samplers(
     print_samplers(json=as_json)
 
 
+@app.command()
+def doctor(
+    pipe: Annotated[
+        Path, typer.Argument(metavar="PIPE", help="A local folder of a diffusers pipeline.")
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="The distilled checkpoint in it, a name of few_step.  [default: guessed]",
+            metavar="NAME",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Known traps in a pipeline's configs, and what would do; exit status 1 if there are any."""
+    from fastdiff.cli.doctor import print_doctor
+
+    if print_doctor(pipe, recipe, json=as_json):
+        raise typer.Exit(1)
+
+
 @bench.command()
 def accuracy(
     out: Annotated[
