@@ -43,8 +43,11 @@ class Rings:
         cond: Tensor,
         uncond: Tensor | None = None,
         noise: Tensor | None = None,
+        seeds: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(x', the network's next input) of row i, new tensors.
+
+        noise, or seeds (B,) int64 of which the kernel makes the noise of step i, or neither.
 
         The caller has seen to it that all have the shape and device of x, and x is what step
         returned, or the tensor that the rings are like.
@@ -62,6 +65,8 @@ class Rings:
                 uncond=uncond,
                 history=self.kept,
                 noise=noise,
+                seeds=seeds,
+                noise_step=i,
                 keeps=self._keeps,
             )
             return moved, entry
@@ -80,6 +85,7 @@ class Rings:
         self._kernel(
             *(self._rows[i], 1, 0, samples, numel, keeps, 1, threads, codes),
             (*addresses, *(0,) * keeps),
+            *(() if seeds is None else (seeds.data_ptr(), len(seeds), i)),
         )
         return moved, entry
 

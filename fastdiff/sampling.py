@@ -10,6 +10,7 @@ every step leaves 1.7e-2 relative error after 50 steps, float32 3.8e-3, that of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from fastdiff.ops.affine_step import affine_step
 from fastdiff.plan import Plan, on_device
 from fastdiff.rings import Rings
+from fastdiff.sample_seeds import starting_noise, step_seeds
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Denoiser = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
@@ -25,10 +27,12 @@ Denoiser = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
 
 def sample(
     denoise: Denoiser,
-    noise: Tensor,
+    noise: Tensor | str,
     plan: Plan,
     *,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    seeds: Sequence[int] | Tensor | None = None,
+    shape: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
     start: Tensor | None = None,
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
@@ -36,8 +40,11 @@ def sample(
     """Run a plan and return the sample, float32 (float64 for float64 noise), shape of noise.
 
     denoise    the network; its first argument is scaled and cast for it, t is a 0-d float32 tensor
-    noise      (B, *shape) unit normal, of 16 bits or more
+    noise      (B, *shape) unit normal, of 16 bits or more; or "philox", made of seeds and shape
     generator  for solvers that draw noise; a list gives every sample its own
+    seeds      in its place, (B,) whole numbers: noise of each sample from its own seed, the same
+               whatever the batch (philox_normal.py; row j of the plan is step j)
+    shape      of one sample, with noise="philox"; that of start if None
     dtype      the network's dtype; noise.dtype if None
     start      (B, *shape) clean sample to start from (image to image: a plan with begin > 0)
     callback   called as callback(i, t, x) after row i with the new sample
@@ -45,7 +52,12 @@ def sample(
     Raises TypeError or ValueError that names the argument, what it got and what would do, also for
     what denoise returns.
     """
+    if isinstance(noise, str):
+        noise = starting_noise(noise, seeds, shape, start if isinstance(start, Tensor) else None)
+    elif shape is not None:
+        raise ValueError(f"shape goes with noise='philox'; got {shape!r:.60} and a tensor of noise")
     _check(denoise, noise, plan, generator, dtype, start, callback)
+    own = step_seeds(seeds, noise, generator)
     wide = torch.float64 if noise.dtype == torch.float64 else torch.float32
     dtype = noise.dtype if dtype is None else dtype
     table = on_device(plan, str(noise.device), wide)
@@ -60,13 +72,15 @@ def sample(
     for i, t in enumerate(times):
         out = denoise(entry, t)
         uncond, cond = _outputs(out, plan.guided, x)
-        z = _draw(x, generator) if plan.draw[i] else None
+        z = _draw(x, generator) if plan.draw[i] and own is None else None
+        drawn = own if plan.draw[i] else None
         if torch.is_grad_enabled() and any(
             v is not None and v.requires_grad for v in (x, uncond, cond, *ring)
         ):
             row = table[i : i + 1]
+            given: dict[str, Any] = {"noise": z, "seeds": drawn, "noise_step": i}
             x, _, kept = affine_step(
-                x, cond, row, uncond=uncond, history=ring, noise=z, keeps=plan.keeps
+                x, cond, row, uncond=uncond, history=ring, keeps=plan.keeps, **given
             )
             slots = plan.rows[i, 0, plan.rows.shape[2] - plan.keeps :]
             for slot, vector in zip(slots, kept, strict=True):
@@ -74,7 +88,7 @@ def sample(
                     ring[int(slot)] = vector
             entry = (x * row[0, :1, -1 - plan.keeps].reshape(())).to(dtype)
         else:
-            x, entry = rings.step(i, x, cond, uncond, z)
+            x, entry = rings.step(i, x, cond, uncond, z, drawn)
         if callback is not None:
             callback(i, t, x)
     return x

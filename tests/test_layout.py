@@ -44,7 +44,8 @@ ARROWS = {
     "plan_file": MATHEMATICS,
     "plan_fields": {"solvers"},
     "rings": MATHEMATICS | KERNELS,
-    "sampling": MATHEMATICS | KERNELS | {"rings"},
+    "sample_seeds": KERNELS,
+    "sampling": MATHEMATICS | KERNELS | {"rings", "sample_seeds"},
     "k_diffusion": MATHEMATICS | KERNELS | {"sampling", "rings"},
     "accuracy": MATHEMATICS | KERNELS | {"sampling", "__version__"},
     "schedulers": MATHEMATICS | KERNELS,
@@ -204,14 +205,15 @@ PROMISE = {
     "TCDScheduler": None,
     "TableScheduler": "table=None, use_flow_sigmas=None",
     "UniPCMultistepScheduler": None,
-    "accelerate": "obj, *, strict=False",
+    "accelerate": "obj, *, strict=False, guidance='exact'",
     "few_step": "pipe, recipe, steps, *, guidance=None, eta=None, checkpoint_steps=None",
     "k_diffusion": None,  # a module
     "plan": "solver, *, steps, noise='scaled_linear', spacing='karras', prediction='epsilon', "
     "guidance=None, begin=0, numerics='exact', final_sigma='zero', **solver_options",
     "report": "obj",
     "restore": "obj",
-    "sample": "denoise, noise, plan, *, generator=None, dtype=None, start=None, callback=None",
+    "sample": "denoise, noise, plan, *, generator=None, seeds=None, shape=None, dtype=None, "
+    "start=None, callback=None",
     "sampler": "name, *, spacing=None, **config",
     "use_backend": "backend",
 }

@@ -14,15 +14,16 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 from fastdiff import backends
 from fastdiff.accelerate import choice, inventory
+from fastdiff.accelerate import guidance as deferring
 from fastdiff.accelerate.report_rows import Report, ReportRow
-from fastdiff.accelerate.swap import is_swapped, swap, unswap, why_not
+from fastdiff.accelerate.swap import is_swapped, stock_of, swap, swaps, unswap, why_not
 from fastdiff.schedulers.fused import FusedStep
 
 T = TypeVar("T")
 NO_CLASS = "there is no accelerated class for it"
 
 
-def accelerate(obj: T, *, strict: bool = False) -> T:
+def accelerate(obj: T, *, strict: bool = False, guidance: str = "exact") -> T:
     """Accelerate a scheduler, a network or a pipeline in place, and return it.
 
     Schedulers get a fused step.  In UNet2DConditionModel, UNet2DModel, AutoencoderKL and
@@ -30,6 +31,10 @@ def accelerate(obj: T, *, strict: bool = False) -> T:
     bias of a convolution and the time embedding; attention with heads in place; GEGLU; LayerNorm
     with its residual; upsampling with its convolution; and the weights of convolutions are laid out
     channels_last.  Where no kernel is better than PyTorch's own operators, those run.
+
+    guidance  of a pipeline: where u + g (c - u) is computed, see docs/guidance.md.  "exact": in the
+    scheduler's step where that gives the same bits, so in float32; "fused": in 16 bits, too, where
+    the kernel rounds less often than the pipeline; "off": as the pipeline has it.
 
     What cannot be accelerated is left alone and listed by `report`.  strict=True raises ValueError
     for it, and nothing is changed then; of a pipeline its schedulers and the networks of diffusers
@@ -39,6 +44,7 @@ def accelerate(obj: T, *, strict: bool = False) -> T:
     """
     if not isinstance(strict, bool):
         raise TypeError(f"strict must be True or False; got {strict!r}")
+    deferring.check(guidance)
     parts = _parts(obj)
     schedulers = {name: part for name, part in parts if isinstance(part, SchedulerMixin)}
     stock = {name: part for name, part in schedulers.items() if not isinstance(part, FusedStep)}
@@ -60,7 +66,23 @@ def accelerate(obj: T, *, strict: bool = False) -> T:
             part.__dict__["strict"] = True
     for network in networks.values():
         _accelerate_network(network, strict)
+    if isinstance(obj, DiffusionPipeline):
+        ours = isinstance(schedulers.get("scheduler"), FusedStep)
+        _defer_guidance(parts, guidance if ours else "off")
     return obj
+
+
+def _defer_guidance(parts: list[tuple[str, Any]], guidance: str) -> None:
+    """Tell the networks of a pipeline what becomes of their guidance."""
+    for _, part in parts:
+        for module in part.modules() if isinstance(part, torch.nn.Module) else ():
+            stock = stock_of(module)
+            fast = swaps().get(stock)
+            if fast is None or not issubclass(fast, deferring.Guided) or why_not(stock):
+                continue
+            if not is_swapped(module):
+                swap(module)
+            deferring.settle(module, guidance)
 
 
 def _refused(networks: dict[str, torch.nn.Module]) -> dict[str, str]:
@@ -125,6 +147,11 @@ def _rows(name: str, part: Any) -> list[ReportRow]:
     networks = inventory.networks_in(name, part)
     if not networks:
         kind = f"module {type(part).__name__}"
+        if isinstance(part, deferring.Guided):
+            mine = choice.tally(part)
+            assert mine is not None
+            why = f"guidance {mine.guidance}; its modules are left alone"
+            return [ReportRow(name, kind, "swapped", why, dict(mine.calls))]
         return [ReportRow(name, kind, "stock", f"left alone: {NO_CLASS}")]
     return [row for own, network in networks for row in inventory.rows(own, network)]
 

@@ -45,6 +45,7 @@ class Tally:
     paired     of a GroupNorm and of the SiLU after it: the norm applies the SiLU, too
     strides    of a network: (shape, strides) of its weights before they were laid out anew, by name
     attention  of attention: whom the chooser took at the last call, and why
+    guidance   of a network in a pipeline: what is done with its answers, one of guidance.GUIDANCE
     """
 
     strict: bool = False
@@ -52,6 +53,7 @@ class Tally:
     paired: bool = False
     strides: dict[str, tuple[torch.Size, tuple[int, ...]]] = field(default_factory=dict)
     attention: tuple[str, str] | None = None
+    guidance: str = "off"
 
 
 def tally(module: nn.Module) -> Tally | None:

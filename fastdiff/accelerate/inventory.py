@@ -147,7 +147,9 @@ def _row_of_network(name: str, item: Considered, inner: list[Considered]) -> Rep
         return ReportRow(name, kind, "stock", f"left alone: {item.left}; {of_them}")
     if not is_swapped(item.module):
         return ReportRow(name, kind, "stock", NOT_YET)
-    return ReportRow(name, kind, "swapped", f"{of_them}; {layout.describe(item.module)}")
+    mine = choice.tally(item.module)
+    calls = {} if mine is None else dict(mine.calls)
+    return ReportRow(name, kind, "swapped", f"{of_them}; {layout.describe(item.module)}", calls)
 
 
 def _row(name: str, item: Considered) -> ReportRow:

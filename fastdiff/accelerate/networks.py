@@ -20,6 +20,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
 from fastdiff.accelerate import layout
+from fastdiff.accelerate.guidance import Guided
 from fastdiff.accelerate.norms import pair
 
 logger = logging.getLogger("fastdiff")
@@ -70,7 +71,7 @@ def hears(processor: Any) -> bool:
     return hasattr(processor, "_attention_backend")
 
 
-class FastUNet2DConditionModel(Network, UNet2DConditionModel):  # type: ignore[misc]
+class FastUNet2DConditionModel(Guided, Network, UNet2DConditionModel):  # type: ignore[misc]
     forward = _pairing(UNet2DConditionModel.forward)
 
 

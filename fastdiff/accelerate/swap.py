@@ -20,6 +20,7 @@ from fastdiff.accelerate import (
     attention,
     choice,
     feed_forward,
+    guidance,
     layout,
     networks,
     norms,
@@ -40,6 +41,10 @@ NETWORKS: tuple[type, ...] = (
     networks.FastAutoencoderKL,
     networks.FastControlNetModel,
 )
+GUIDED: tuple[type, ...] = (  # networks of which nothing else is ours, and no module in them
+    guidance.GuidedSD3Transformer2DModel,
+    guidance.GuidedFluxTransformer2DModel,
+)
 PAIR: tuple[type, ...] = (norms.NormAndSiLU, norms.SiLUInNorm)  # only conv_norm_out and conv_act
 INNER: tuple[type, ...] = (
     networks.FastEncoder,
@@ -56,7 +61,7 @@ INNER: tuple[type, ...] = (
 @functools.cache
 def swaps() -> dict[type, type]:
     """{stock class: its accelerated class}."""
-    fast = (*CLASSES, *NETWORKS, *PAIR, *INNER)
+    fast = (*CLASSES, *NETWORKS, *GUIDED, *PAIR, *INNER)
     return {stock: _portable(stock, cls) for cls in fast for stock in (_stock(cls),)}
 
 

@@ -10,7 +10,7 @@ from diffusers.schedulers.scheduling_flow_match_lcm import FlowMatchLCMScheduler
 from torch import Tensor
 
 from fastdiff.schedulers.flow_match import FlowMatch
-from fastdiff.schedulers.fused import tensor
+from fastdiff.schedulers.operands import tensor
 
 
 class FlowMatchLCMScheduler(FlowMatch, diffusers.FlowMatchLCMScheduler):  # type: ignore[misc]

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -27,7 +26,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from fastdiff import backends
 from fastdiff.ops.affine_step import affine_step
+from fastdiff.schedulers.guidance import Deferred
 from fastdiff.schedulers.native import native
+from fastdiff.schedulers.operands import draw, promote
 from fastdiff.schedulers.rows import Entry, Place, Rows, shared
 from fastdiff.schedulers.spaced import spaced
 from fastdiff.schedulers.threshold import thresholded
@@ -269,19 +270,38 @@ class FusedStep:
         x0_dtype: torch.dtype,
         keeps: int = 0,
         threshold: tuple[float, float] | None = None,
+        uncond: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
-        """Run one row: (x', x_0, kept).  threshold: (quantile, largest bound), see threshold.py."""
+        """Run one row: (x', x_0, kept).  threshold: (quantile, largest bound), see threshold.py.
+
+        With uncond, model_output is the conditional output, and the row has the guidance.
+        """
+        dtypes = prev_dtype, x0_dtype
         if threshold is None:
             done = native(
-                entry.pointer, sample, model_output, history, noise, prev_dtype, x0_dtype, keeps
+                entry.pointer, sample, model_output, history, noise, *dtypes, keeps, uncond
             )
             if done is not None:
                 self.__dict__["_fused"].fused += 1
                 return done
+        if isinstance(model_output, Deferred):
+            given = model_output.operands("dynamic thresholding" if threshold else "")
+            if given.uncond is not None:
+                rows = rows.guided(given.g)
+                entry = rows[place]
+            operands = sample, given.cond, history, noise
+            out = self._apply(
+                rows, place, entry, *operands, *dtypes, keeps, threshold, given.uncond
+            )
+            if given.uncond is not None:
+                self._state.counts["guidance in the step"] += 1
+            return out
         model_output = self._fitted("model_output", model_output, sample)
+        uncond = None if uncond is None else self._fitted("model_output", uncond, sample)
         history = [self._fitted("history", h, sample) for h in history]
         noise = None if noise is None else self._fitted("variance_noise", noise, sample)
-        self._count(sample, model_output, noise, history)
+        outputs = [model_output] if uncond is None else [model_output, uncond]
+        self._count(sample, noise, [*outputs, *history])
         wide = torch.float64 in (sample.dtype, model_output.dtype)
         dtype = torch.float64 if wide else torch.float32
         table = entry.on(sample.device, dtype)
@@ -295,6 +315,7 @@ class FusedStep:
             sample,
             model_output,
             table,
+            uncond=uncond,
             history=history,
             noise=noise,
             keeps=keeps,
@@ -302,11 +323,9 @@ class FusedStep:
             x0_dtype=x0_dtype,
         )
 
-    def _count(
-        self, sample: Tensor, model_output: Tensor, noise: Tensor | None, history: Sequence[Tensor]
-    ) -> None:
+    def _count(self, sample: Tensor, noise: Tensor | None, others: Sequence[Tensor]) -> None:
         """Count a step that a kernel runs, or why the differentiable reference does."""
-        reason = backends.why_reference(sample, model_output, noise, *history)
+        reason = backends.why_reference(sample, noise, *others)
         if reason is None:
             key = backends.Key(sample.device.type, sample.dtype)
             if backends.chosen("affine_step", key) != "reference":
@@ -336,28 +355,6 @@ def values_of(tensor: Tensor) -> NDArray[np.float64]:
         return np.array(tensor.detach().double().numpy())
 
 
-def draw(
-    like: Tensor,
-    generator: torch.Generator | list[torch.Generator] | None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Unit normal noise for a model output, with the random numbers that diffusers would draw."""
-    tensor("model_output", like)
-    dtype = dtype or like.dtype
-    if isinstance(generator, list) and len(generator) != 1 and len(generator) < like.shape[0]:
-        raise ValueError(
-            f"generator must be one generator or one per sample ({like.shape[0]}); got a list of "
-            f"{len(generator)}"
-        )
-    # what randn_tensor comes to, without its 7 us
-    if type(like) is Tensor and not isinstance(generator, list):
-        device = like.device
-        if generator is None or generator.device.type == device.type:
-            return torch.randn(like.shape, generator=generator, device=device, dtype=dtype)
-    drawn: Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype)
-    return drawn
-
-
 def within(i: int, sigmas: NDArray[np.float64]) -> None:
     """Raise unless step i, from sigmas[i] to sigmas[i + 1], is one of the run."""
     if i >= len(sigmas) - 1:
@@ -370,26 +367,6 @@ def over(i: int, steps: int) -> IndexError:
         f"step_index must be below {steps}, the steps of this run; got {i}. "
         "The run is over: call set_timesteps before another one"
     )
-
-
-def promote(sample: Tensor, model_output: Tensor) -> torch.dtype:
-    """The dtype that PyTorch gives a sum of the two."""
-    try:
-        a, b = sample.dtype, model_output.dtype
-        return a if a is b else torch.promote_types(a, b)
-    except (AttributeError, TypeError):
-        tensor("sample", sample)
-        tensor("model_output", model_output)
-        raise
-
-
-def tensor(name: str, value: object) -> None:
-    """Raise unless an argument of `step` is a tensor."""
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{name} must be a tensor of shape (B, *shape); got {type(value).__name__}. Pass what "
-            "the network returned (.sample of a diffusers model) and the sample that it was given"
-        )
 
 
 __all__ = ["Entry", "FusedStep", "Place", "Rows", "State", "draw", "over", "promote", "within"]

@@ -51,16 +51,22 @@ def native(
     out_dtype: torch.dtype,
     x0_dtype: torch.dtype,
     keeps: int,
+    uncond: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Sequence[Tensor]] | None:
     """(x', x_0, kept) as new contiguous tensors, or None if these tensors must take the op.
 
-    row: address of one float32 row whose history has len(history) vectors.
+    row: address of one float32 row whose history has len(history) vectors; it has the guidance if
+    there is uncond.
     """
     shape = x.shape
     plain = out_dtype is _float32 and x0_dtype is _float32
+    given: tuple[Tensor, ...]
     every: tuple[Tensor | None, ...]
     records = torch.is_grad_enabled()
-    for tensor in (x, cond, *history) if noise is None else (x, cond, noise, *history):
+    given = (x, cond, *history) if noise is None else (x, cond, noise, *history)
+    if uncond is not None:
+        given = (*given, uncond)
+    for tensor in given:
         # every one of these is a call into PyTorch; together 0.3 us a tensor
         if type(tensor) is not Tensor or not tensor.is_cpu or not tensor.is_contiguous():
             return None
@@ -88,15 +94,16 @@ def native(
         x_next, x0 = _empty(x, dtype=out_dtype), _empty(x, dtype=x0_dtype)
         kept = [_empty(x0) for _ in range(keeps)]
         codes = 0
-        every = (x, None, cond, noise, x_next, x0, None, *history, *kept)
+        every = (x, uncond, cond, noise, x_next, x0, None, *history, *kept)
         for i, operand in enumerate(every):
             if operand is not None:
                 codes |= DTYPE_CODES[operand.dtype] << 2 * i
     numel = x.numel()
     threads = 1 if numel < SERIAL_BELOW else torch.get_num_threads()
     z = 0 if noise is None else noise.data_ptr()
+    u = 0 if uncond is None else uncond.data_ptr()
     now = (
-        *(x.data_ptr(), 0, cond.data_ptr(), z, x_next.data_ptr(), x0.data_ptr(), 0),
+        *(x.data_ptr(), u, cond.data_ptr(), z, x_next.data_ptr(), x0.data_ptr(), 0),
         *map(_address, history),
         *map(_address, kept),
     )

@@ -16,8 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdiff.table import G
+
 Floats = NDArray[np.float64]
 Place = Hashable
+KEPT_GUIDANCE = 64  # scales for which a schedule's rows are kept; beyond, all go
 KEPT_TABLES = 64  # least recently used ones go; a table of 50 rows is 10 kB
 
 
@@ -65,6 +68,7 @@ class Rows:
     def __init__(self, build: Callable[[Place], Entry]) -> None:
         self._build = build
         self._entries: dict[Place, Entry] = {}
+        self._guided: dict[float, Rows] = {}
 
     def __getitem__(self, place: Place) -> Entry:
         entry = self._entries.get(place)
@@ -75,6 +79,21 @@ class Rows:
     def _made(self, place: Place) -> Entry:
         # two threads may both build it: the numbers are the same, the first one stays
         return self._entries.setdefault(place, self._build(place))
+
+    def guided(self, g: float) -> Rows:
+        """These rows with guidance g in them, for a step that gets both outputs."""
+        found = self._guided.get(g)
+        if found is None:
+            if len(self._guided) >= KEPT_GUIDANCE:
+                self._guided.clear()
+            found = self._guided.setdefault(g, Rows(lambda place: self._with_guidance(place, g)))
+        return found
+
+    def _with_guidance(self, place: Place, g: float) -> Entry:
+        entry = self[place]
+        numbers = entry.numbers.copy()
+        numbers[G] = g
+        return Entry(numbers, draw=entry.draw, reads=entry.reads)
 
     def bring(self, places: Iterable[Place], device: torch.device, dtype: torch.dtype) -> None:
         """Copy the rows of all these places to a device in one transfer that blocks nobody."""

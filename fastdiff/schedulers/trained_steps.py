@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from fastdiff.schedulers.custom import without_shift
-from fastdiff.schedulers.fused import over, tensor
+from fastdiff.schedulers.fused import over
+from fastdiff.schedulers.operands import tensor
 from fastdiff.schedulers.stateless import StatelessStep
 
 
