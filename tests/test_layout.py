@@ -50,7 +50,8 @@ ARROWS = {
     "schedulers": MATHEMATICS | KERNELS,
     "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
     "engine": MATHEMATICS | KERNELS | {"schedulers", "sampling", "accelerate"},
-    "shapes": MATHEMATICS | {"sampling", "schedulers", "accelerate"},
+    "training": {"schedules", "predictions"},
+    "shapes": MATHEMATICS | {"sampling", "schedulers", "accelerate", "training"},
 }
 NO_TORCH = MATHEMATICS
 
@@ -209,6 +210,7 @@ PROMISE = {
     "restore": "obj",
     "sample": "denoise, noise, plan, *, generator=None, dtype=None, start=None, callback=None",
     "sampler": "name, *, spacing=None, **config",
+    "training": None,  # a module
     "use_backend": "backend",
 }
 
