@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin as SchedulerMixin
 
-    from fastdiff import k_diffusion
+    from fastdiff import k_diffusion, training
     from fastdiff.accelerate import accelerate, report, restore
     from fastdiff.backends import use_backend
     from fastdiff.few_step import few_step
@@ -93,6 +93,7 @@ __all__ = [
     "restore",
     "sample",
     "sampler",
+    "training",
     "use_backend",
 ]
 
@@ -134,7 +135,7 @@ _HOME = {  # public name -> the module it lives in
     "use_backend": "fastdiff.backends",
 }
 
-_MODULES = ("k_diffusion",)  # public modules, fetched the same way
+_MODULES = ("k_diffusion", "training")  # public modules, fetched the same way
 
 logging.getLogger("fastdiff").addHandler(logging.NullHandler())
 

@@ -54,7 +54,8 @@ ARROWS = {
     "few_step": {"recipes", "schedulers"},
     "doctor": {"recipes"},
     "engine": MATHEMATICS | KERNELS | {"schedulers", "sampling", "accelerate"},
-    "shapes": MATHEMATICS | {"sampling", "schedulers", "accelerate"},
+    "training": {"schedules", "predictions"},
+    "shapes": MATHEMATICS | {"sampling", "schedulers", "accelerate", "training"},
 }
 NO_TORCH = MATHEMATICS | {"recipes", "doctor"}
 
@@ -215,6 +216,7 @@ PROMISE = {
     "sample": "denoise, noise, plan, *, generator=None, seeds=None, shape=None, dtype=None, "
     "start=None, callback=None",
     "sampler": "name, *, spacing=None, **config",
+    "training": None,  # a module
     "use_backend": "backend",
 }
 
