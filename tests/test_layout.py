@@ -50,6 +50,7 @@ ARROWS = {
     "schedulers": MATHEMATICS | KERNELS,
     "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
     "engine": MATHEMATICS | KERNELS | {"schedulers", "sampling", "accelerate"},
+    "tune": MATHEMATICS | KERNELS | {"sampling", "accuracy", "shapes"},
     "shapes": MATHEMATICS | {"sampling", "schedulers", "accelerate"},
 }
 NO_TORCH = MATHEMATICS

@@ -112,6 +112,51 @@ def samplers(
     print_samplers(json=as_json)
 
 
+@app.command()
+def tune(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="'shapes', the built-in model, or a local diffusers folder."
+        ),
+    ],
+    steps: Annotated[int, typer.Option(help="Calls of the network, 2 .. 20.")] = 5,
+    folder: Annotated[
+        Path, typer.Option(help="Folder for plan, card and what it takes to resume.")
+    ] = Path("tune"),
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance scale.  [default: the model's; 7.5 elsewhere]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="First seed of the fit.")] = 100_000,
+    held_out_seed: Annotated[int, typer.Option(help="First seed to score on.")] = 200_000,
+    fit: Annotated[int, typer.Option(help="Seeds of the fit.")] = 32,
+    held_out: Annotated[int, typer.Option(help="Seeds to score on.")] = 96,
+    fine: Annotated[int, typer.Option(help="Calls of the reference.")] = 200,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A prompt a line, every second one to score on.  [default: built in]"),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Of the CPU.")] = 1,
+) -> None:
+    """Fit a table of few calls to one network: its time grid, then its coefficients."""
+    from fastdiff.cli.tune import tune as run
+
+    run(
+        model,
+        steps=steps,
+        folder=folder,
+        guidance=guidance,
+        seed=seed,
+        held_out_seed=held_out_seed,
+        fit=fit,
+        held_out=held_out,
+        fine=fine,
+        prompts=prompts,
+        threads=threads,
+    )
+
+
 @bench.command()
 def accuracy(
     out: Annotated[
