@@ -51,6 +51,9 @@ ARROWS = {
     "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
     "engine": MATHEMATICS | KERNELS | {"schedulers", "sampling", "accelerate"},
     "tune": MATHEMATICS | KERNELS | {"sampling", "accuracy", "shapes"},
+    "quality": MATHEMATICS
+    | {"sampling", "schedulers", "accuracy", "shapes", "tune"}
+    | {"__version__"},
     "shapes": MATHEMATICS | {"sampling", "schedulers", "accelerate"},
 }
 NO_TORCH = MATHEMATICS

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BUILT_IN = "shapes"
-FIT, HELD_OUT = 32, 96
+FIT, HELD_OUT = 64, 96
 APART = 100_000  # between the first seeds of both
 
 
@@ -25,7 +25,7 @@ def tune(
     held_out_seed: int = 2 * APART,
     fit: int = FIT,
     held_out: int = HELD_OUT,
-    fine: int = 200,
+    fine: int = 100,
     prompts: Path | None = None,
     threads: int = 1,
 ) -> None:

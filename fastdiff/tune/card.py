@@ -24,7 +24,8 @@ def card(record: dict[str, Any], file: str) -> str:
         f"{len(set(what['fit']['prompts']))} prompts; scored on {len(held)} seeds, {held[0]} to "
         f"{held[-1]}, and {len(set(what['held_out']['prompts']))} other prompts.\n"
         f"* Begun from {begin['name']}: its grid, then {coefficients} coefficients and "
-        f"{what['steps']} model times, by Gauss-Newton. On the seeds of the fit: "
+        f"{what['steps']} model times, by Gauss-Newton. On the seeds of the fit, where distances "
+        f"above the median count less (pseudo-Huber): "
         f"{_path(record['grid'][begin['name']])} (grid), {_path(state)} (coefficients); "
         f"{_calls(record)} calls of the network for one sample, references left out.",
         "## Held-out seeds",

@@ -1,7 +1,12 @@
-"""min over p of |end(plan(p)) - target|^2: Gauss-Newton with Levenberg-Marquardt damping.
+"""min over p of the mean over samples of rho(d): Gauss-Newton with Levenberg-Marquardt damping.
 
-    (J^T J + mu diag(J^T J)) d = -J^T r
+    d = RMS of r = end(plan(p)) - target of one sample
+    rho(d) = 2 c^2 ((1 + d^2 / c^2)^{1/2} - 1),  w = (1 + d^2 / c^2)^{-1/2}
+    (J^T w J + mu diag(J^T w J)) step = -J^T w r
 
+rho is d^2 for d below c, the median where the fit began, and linear far above: a few samples that
+fall to another side of a decision of the network have derivatives as large as their distance, and
+plain squares would fit those few alone (pseudo-Huber; Charbonnier et al. 1997).
 J by forward differences: a number of row i changes nothing before row i, so its column costs the
 calls of the rows after it.  More 1963; Nocedal & Wright, Numerical Optimization, section 10.3.
 """
@@ -38,7 +43,7 @@ class Batch:
 
 @dataclass
 class State:
-    """Where a fit is: parameters, damping, RMS distance after each iteration, calls so far.
+    """Where a fit is: parameters, rho's mean^{1/2} after each iteration, damping, calls so far, c.
 
     A call is one of the network for one sample.
     """
@@ -48,6 +53,7 @@ class State:
     damping: float = DAMPING
     calls: int = 0
     done: bool = False
+    scale: float = 0.0
 
 
 def fit(
@@ -68,42 +74,45 @@ def fit(
     for batch in batches:
         batch.trace = rollout(batch.network, batch.noise, make(state.values))
         state.calls += batch.trace.calls * len(batch.noise)
-    state.history = state.history or [_distance(batches)]
+    ends = [b.trace.end for b in batches if b.trace is not None]
+    if not state.history:
+        state.scale = float(torch.cat(_distances(ends, batches)).median())
+        state.history = [_robust(ends, batches, state.scale)]
     while len(state.history) <= iterations and not state.done:
         normal, gradient = _equations(make, batches, state, deltas)
-        before, found = state.history[-1], False
+        before = now = state.history[-1]
         for _ in range(TRIES):
             step = np.linalg.solve(
                 normal + state.damping * np.diag(np.maximum(np.diag(normal), 1e-12)), -gradient
             )
-            found = _taken(make, batches, state, state.values + step)
-            if found:
+            now = _tried(make, batches, state, state.values + step)
+            if now < before:
                 state.damping *= EASIER
                 break
             state.damping *= HARDER
-        state.history.append(_distance(batches))
-        state.done = not found or state.history[-1] > (1 - ENOUGH) * before
+        state.history.append(min(now, before))
+        state.done = not now <= (1 - ENOUGH) * before
         after(state)
     return state
 
 
-def _taken(
+def _tried(
     make: Callable[[Floats], Plan], batches: list[Batch], state: State, values: Floats
-) -> bool:
-    """Whether these parameters are nearer; if so they are the state's, and their traces kept."""
+) -> float:
+    """The distance at these parameters; where it is less they are the state's, traces and all."""
     try:
         plan = make(values)
     except ValueError:
-        return False
+        return float("inf")
     traces = [rollout(b.network, b.noise, plan, b.trace) for b in batches]
     state.calls += sum(t.calls * len(b.noise) for t, b in zip(traces, batches, strict=True))
-    now = _rms([t.end for t in traces], batches)
-    if not now < _distance(batches):  # not of NaN
-        return False
-    state.values = values
-    for batch, trace in zip(batches, traces, strict=True):
-        batch.trace = trace
-    return True
+    now = _robust([t.end for t in traces], batches, state.scale)
+    if now < state.history[-1]:
+        state.values = values
+        for batch, trace in zip(batches, traces, strict=True):
+            batch.trace = trace
+        return now
+    return float("inf")  # of NaN, too
 
 
 def _equations(
@@ -127,25 +136,33 @@ def _equations(
             break
     for batch in batches:
         assert batch.trace is not None
+        end = batch.trace.end
+        (distances,) = _distances([end], [batch])
+        weights = (1 + (distances / (state.scale or 1.0)) ** 2).pow(-0.25)[:, None]  # w^{1/2}
         columns = []
         for plan, delta in zip(moved, signs, strict=True):
             trace = rollout(batch.network, batch.noise, plan, batch.trace)
             state.calls += trace.calls * len(batch.noise)
-            columns.append(((trace.end - batch.trace.end).double() / delta).reshape(-1))
+            column = (trace.end - end).double().flatten(1) / delta
+            columns.append((weights * column).reshape(-1))
         jacobian = torch.stack(columns)
-        residual = (batch.trace.end - batch.target).double().reshape(-1)
+        residual = (weights * (end - batch.target).double().flatten(1)).reshape(-1)
         normal += (jacobian @ jacobian.T).numpy()
         gradient += (jacobian @ residual).numpy()
     return normal, gradient
 
 
-def _distance(batches: list[Batch]) -> float:
-    return _rms([b.trace.end for b in batches if b.trace is not None], batches)
-
-
-def _rms(ends: list[Tensor], batches: list[Batch]) -> float:
-    squares = sum(
-        float((end.double() - b.target.double()).square().sum())
+def _distances(ends: list[Tensor], batches: list[Batch]) -> list[Tensor]:
+    """RMS of each sample, (B,) float64, of each batch."""
+    return [
+        (end.double() - b.target.double()).flatten(1).square().mean(1).sqrt()
         for end, b in zip(ends, batches, strict=True)
-    )
-    return float((squares / sum(b.target.numel() for b in batches)) ** 0.5)
+    ]
+
+
+def _robust(ends: list[Tensor], batches: list[Batch], scale: float) -> float:
+    """The mean of rho over all samples, its root."""
+    d = torch.cat(_distances(ends, batches))
+    if scale == 0:  # the fit began at the target
+        return float(d.square().mean().sqrt())
+    return float((2 * scale**2 * ((1 + (d / scale) ** 2).sqrt() - 1)).mean().sqrt())

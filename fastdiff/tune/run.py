@@ -32,7 +32,7 @@ from fastdiff.tune.untuned import Scores, candidates, name_of, of_one_call, plan
 SCHEMA = 1
 RANKED = 6  # samples of the fit that the untuned are ranked on
 GRIDS = 1  # of the best solvers: whose grid is searched
-FINALISTS = 12  # of the untuned, measured on everything held out
+FINALISTS = 8  # of the untuned, measured on everything held out
 Verdict = Callable[[Tensor, tuple[str, ...]], dict[str, Any]]
 
 
@@ -43,9 +43,9 @@ class Task:
     steps: int
     fit: Start
     held_out: Start
-    fine: int = 200
-    grid_iterations: int = 6
-    iterations: int = 8
+    fine: int = 100
+    grid_iterations: int = 4
+    iterations: int = 6
 
 
 @dataclass

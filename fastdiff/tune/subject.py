@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 Network = Callable[[Tensor, Tensor], Tensor]
-BATCH = 32  # samples that the network sees at once
+BATCH = 64  # samples that the network sees at once
 FINE = ("dpmpp_2m", "trailing")  # of the reference trajectory
 
 
