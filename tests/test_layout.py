@@ -56,6 +56,10 @@ ARROWS = {
     "engine": MATHEMATICS | KERNELS | {"schedulers", "sampling", "accelerate"},
     "training": {"schedules", "predictions"},
     "shapes": MATHEMATICS | {"sampling", "schedulers", "accelerate", "training"},
+    "tune": MATHEMATICS | KERNELS | {"sampling", "accuracy", "shapes"},
+    "quality": MATHEMATICS
+    | {"sampling", "schedulers", "accuracy", "shapes", "tune"}
+    | {"__version__"},
 }
 NO_TORCH = MATHEMATICS | {"recipes", "doctor"}
 

@@ -133,6 +133,51 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+def tune(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="'shapes', the built-in model, or a local diffusers folder."
+        ),
+    ],
+    steps: Annotated[int, typer.Option(help="Calls of the network, 2 .. 20.")] = 5,
+    folder: Annotated[
+        Path, typer.Option(help="Folder for plan, card and what it takes to resume.")
+    ] = Path("tune"),
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance scale.  [default: the model's; 7.5 elsewhere]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="First seed of the fit.")] = 100_000,
+    held_out_seed: Annotated[int, typer.Option(help="First seed to score on.")] = 200_000,
+    fit: Annotated[int, typer.Option(help="Seeds of the fit.")] = 64,
+    held_out: Annotated[int, typer.Option(help="Seeds to score on.")] = 96,
+    fine: Annotated[int, typer.Option(help="Calls of the reference.")] = 100,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A prompt a line, every second one to score on.  [default: built in]"),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Of the CPU.")] = 1,
+) -> None:
+    """Fit a table of few calls to one network: its time grid, then its coefficients."""
+    from fastdiff.cli.tune import tune as run
+
+    run(
+        model,
+        steps=steps,
+        folder=folder,
+        guidance=guidance,
+        seed=seed,
+        held_out_seed=held_out_seed,
+        fit=fit,
+        held_out=held_out,
+        fine=fine,
+        prompts=prompts,
+        threads=threads,
+    )
+
+
 @bench.command()
 def accuracy(
     out: Annotated[
@@ -155,3 +200,41 @@ def accuracy(
     from fastdiff.cli.bench import accuracy as run
 
     run(out, budgets, family, solver, samples, fresh)
+
+
+@bench.command()
+def quality(
+    out: Annotated[
+        Path, typer.Option(help="Folder for quality.json, .csv, .svg and .md; a run is resumed.")
+    ] = Path("quality"),
+    steps: Annotated[
+        str | None, typer.Option(help="Steps of a run.  [default: 1,2,4,6,8,10,15,20,30,50]")
+    ] = None,
+    sampler: Annotated[
+        list[str] | None, typer.Option(help="Only this one; may be repeated.", metavar="NAME")
+    ] = None,
+    pictures: Annotated[int, typer.Option(help="Pictures a sampler and number of steps.")] = 64,
+    batch: Annotated[int, typer.Option(help="Pictures at once.")] = 16,
+    compared: Annotated[
+        int, typer.Option(help="Pictures, of the first batch, with a reference in float64.")
+    ] = 8,
+    student: Annotated[
+        Path | None, typer.Option(help="U-Net folder of a distilled student, to be compared.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Of the CPU.")] = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not resume.")] = False,
+) -> None:
+    """Right pictures and distance against steps, every sampler, on the built-in model."""
+    from fastdiff.cli.quality import quality as run
+
+    run(
+        out,
+        steps=steps,
+        sampler=sampler,
+        pictures=pictures,
+        batch=batch,
+        compared=compared,
+        student=student,
+        threads=threads,
+        fresh=fresh,
+    )
