@@ -1,6 +1,7 @@
 """`fastdiff bench quality`: what it measures on a tiny model, its record and what is made of it."""
 
 import csv
+import importlib.util
 import io
 import json
 from dataclasses import replace
@@ -15,7 +16,7 @@ import fastdiff
 from fastdiff.cli import UserError, model
 from fastdiff.cli.quality import quality
 from fastdiff.quality import runs
-from fastdiff.quality.page import page
+from fastdiff.quality.page import page, sentence
 from fastdiff.quality.picture import svg
 from fastdiff.quality.ranking import best, rows
 from fastdiff.quality.record import Task, as_csv, load
@@ -26,6 +27,7 @@ from fastdiff.shapes.networks import NOISE_SCHEDULE
 from fastdiff.tune.subject import Start, Subject
 from tests import tiny_model
 
+ROOT = Path(__file__).parents[1]
 CONFIG = {**NOISE_SCHEDULE, "_class_name": "DPMSolverMultistepScheduler"}
 
 
@@ -183,6 +185,22 @@ def test_files_are_made_of_the_record(run):
     assert drawn == svg(record)
     lines = ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}polyline")
     assert len(list(lines)) == 4 + 3  # the student has no distance
+
+
+def test_committed_files_are_what_the_record_says():
+    spec = importlib.util.spec_from_file_location("docs_quality", ROOT / "docs" / "quality.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count(script.BEGIN) == readme.count(script.END) == 1
+    for path, text in script.generated().items():
+        assert path.read_text() == text, "python docs/quality.py"
+    for path in (ROOT / "docs").glob("quality.json"):
+        record = load(path)
+        assert sentence(record) in " ".join(readme.split())
+        card = (ROOT / "fastdiff/shapes/weights/base/README.md").read_text()
+        assert record["conditions"]["weights"] in card
+        assert {r.sampler for r in rows(record)} <= {*samplers(), "lcm"}
 
 
 def test_a_file_that_is_no_record_is_refused(tmp_path, folder):

@@ -1,4 +1,4 @@
-"""`fastdiff tune`: the general table, the fit, what it refuses, and a whole run on a tiny model."""
+"""`fastdiff tune MODEL`: the general table, the fit, what it refuses, a run on a tiny model."""
 
 import json
 
@@ -223,7 +223,7 @@ def test_the_fit_is_nearer_on_its_own_seeds(tuned):
     record = json.loads((tuned["folder"] / "tune.json").read_text())
     (grid,), (all_,) = record["grid"].values(), record["coefficients"].values()
     assert grid["history"][-1] <= grid["history"][0]
-    assert all_["history"][0] == pytest.approx(grid["history"][-1], rel=1e-3)
+    # each fit has a c of its own, so its distances are not those of the other
     assert all_["history"][-1] < all_["history"][0]
 
 

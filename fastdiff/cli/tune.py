@@ -1,4 +1,4 @@
-"""`fastdiff tune`: a table of few calls, fitted to one network."""
+"""`fastdiff tune MODEL`: a table of few calls, fitted to one network."""
 
 from __future__ import annotations
 

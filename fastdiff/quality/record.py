@@ -35,7 +35,7 @@ from fastdiff.shapes.evaluate import prompts_for
 from fastdiff.tune.subject import Start, Subject
 
 SCHEMA = 1
-SEED = 300_000  # of picture 0: no seed of `fastdiff tune`
+SEED = 300_000  # of picture 0: no seed of `fastdiff tune MODEL`
 Record = dict[str, Any]
 
 

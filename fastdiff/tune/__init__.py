@@ -1,4 +1,4 @@
-"""Tables that are fitted to one network: `fastdiff tune`.
+"""Tables that are fitted to one network: `fastdiff tune MODEL`.
 
 subject       the network as a function of (x, t) for prompts, and what its samples are compared to
 rollout       a plan run on a batch; what a changed plan shares with the run before is not run again

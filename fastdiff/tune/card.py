@@ -15,7 +15,7 @@ def card(record: dict[str, Any], file: str) -> str:
     parts = [
         f"# {file}: {what['steps']} calls, fitted to one network",
         f"A table for `fastdiff.schedulers.TableScheduler` and `fastdiff.sample`, made by "
-        f"`fastdiff tune` for {what['model']}, weights `{what['weights'][:16]}`, at guidance "
+        f"`fastdiff tune MODEL` for {what['model']}, weights `{what['weights'][:16]}`, at guidance "
         f"{what['guidance']:g}. A guided evaluation counts as one call. For another network, "
         "guidance or number of calls it is no use.",
         f"* Reference: {what['fine'][0]} with {what['fine'][1]} spacing and {what['fine_calls']} "

@@ -1,4 +1,4 @@
-"""The whole of `fastdiff tune`, resumed from its folder.
+"""The whole of `fastdiff tune MODEL`, resumed from its folder.
 
 FOLDER/tune.json           conditions, scores, states of the fits: after every step of them
 FOLDER/fit.pt, held_out.pt end points of the fine runs
