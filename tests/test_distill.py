@@ -8,7 +8,7 @@ import torch
 from diffusers import LCMScheduler
 from safetensors.torch import load_file
 
-from fastdiff.shapes import checkpoint, distill, evaluate, student
+from fastdiff.shapes import card, checkpoint, distill, evaluate, student
 from fastdiff.shapes.fingerprint import weights_hash
 from fastdiff.shapes.networks import forward_process
 from tests import tiny_model
@@ -103,8 +103,9 @@ def test_a_run_goes_on_and_is_exported(tmp_path):
     assert student.is_student(folder)
     assert student.is_student(out)
     assert not student.is_student(teacher)
-    (line,) = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    assert (line["stage"], line["weights"]) == ("start", weights_hash(teacher))
+    start, end = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    assert (start["stage"], start["weights"]) == ("start", weights_hash(teacher))
+    assert (end["stage"], end["step"], end["weights"]) == ("export", 2, weights_hash(out))
 
 
 def test_what_cannot_be_is_refused(tmp_path):
@@ -124,3 +125,30 @@ def test_times_are_those_that_were_trained():
     assert student.times(1) == [999]
     for steps in (1, 2, 3, 4, 8, 50):
         assert set(student.times(steps)) <= taught
+
+
+def test_the_card_takes_its_numbers_from_the_logs(tmp_path):
+    weights, run, teacher = tmp_path / "weights", tmp_path / "run", tmp_path / "teacher"
+    (weights / "unet").mkdir(parents=True)
+    (weights / "unet" / "config.json").write_text("{}")
+    (weights / "unet" / "some.safetensors").write_bytes(b"student")
+    checkpoint.log(run, "start", weights="t" * 64)
+    checkpoint.log(run, "student", step=140, batch=16, loss=0.0321, minutes=9.9)
+    checkpoint.log(run, "export", step=120, minutes=9.4, weights=weights_hash(weights))
+    share = dict.fromkeys(("colour", "shape", "relation", "layout"), 0.5)
+    measured = {"objects": 2, "spacing": None, "count": 200, "interval": [0.1, 0.9], **share}
+    for steps, right, of in ((4, 0.987, weights_hash(weights)), (2, 0.111, "another")):
+        checkpoint.log(
+            run, "evaluate", steps=steps, guidance=1.0, right=right, weights=of, **measured
+        )
+    checkpoint.log(
+        teacher, "evaluate", steps=20, guidance=3.0, right=0.976, weights="t" * 64, **measured
+    )
+    command = ["--folder", str(run), "--weights", str(weights), "--command", "one", "two"]
+    card.main([*command, "--commit", "abc", "--device", "a core", "--teacher-log", str(teacher)])
+    text = (weights / "README.md").read_text()
+    for words in ("**98.7**", "**97.6**", "120 steps of 16 latents, 9 minutes", "`two`, at commit"):
+        assert words in text
+    assert "11.1" not in text
+    with pytest.raises(SystemExit):
+        card.main([*command, "--commit", "abc"])

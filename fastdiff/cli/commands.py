@@ -34,9 +34,23 @@ def generate(
         typer.Argument(metavar="PROMPT...", help="What to draw; several prompts are allowed."),
     ] = None,
     sampler: Annotated[
-        str, typer.Option(help="A sampler of fastdiff's registry.", metavar="NAME")
-    ] = "dpmpp_2m",
-    steps: Annotated[int, typer.Option(help="Calls of the network for a picture.")] = 20,
+        str | None,
+        typer.Option(
+            help="A sampler of fastdiff's registry.  [default: dpmpp_2m; lcm with --few-step]",
+            metavar="NAME",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Calls of the network for a picture.  [default: 20; as --few-step]"),
+    ] = None,
+    few_step: Annotated[
+        int | None,
+        typer.Option(
+            help="So many steps of the built-in model's student, distilled for 1 to 8 of them, "
+            "with LCM and without guidance."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Picture j of a prompt uses seed + j.")] = 0,
     count: Annotated[int, typer.Option(help="Pictures for each prompt.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
@@ -75,8 +89,9 @@ def generate(
     run(
         Request(
             prompts=prompts or [],
-            sampler=sampler,
-            steps=steps,
+            sampler=sampler or ("dpmpp_2m" if few_step is None else "lcm"),
+            steps=steps if steps is not None else 20 if few_step is None else few_step,
+            few_step=few_step,
             seed=seed,
             count=count,
             out=out,

@@ -18,6 +18,7 @@ import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from fastdiff.shapes import checkpoint
+from fastdiff.shapes.fingerprint import weights_hash
 from fastdiff.shapes.networks import NOISE_SCHEDULE
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -85,8 +86,9 @@ def pipeline(folder: Path = FOLDER, teacher: Path = TEACHER) -> StableDiffusionP
 
 
 def export(folder: Path, out: Path) -> None:
-    """Write unet/ and scheduler/ of a training folder's last checkpoint."""
-    if not (folder / CHECKPOINT).exists():
+    """Write unet/ and scheduler/ of a training folder's last checkpoint, and a line in its log."""
+    state = checkpoint.load(folder / CHECKPOINT)
+    if state is None:
         raise FileNotFoundError(
             f"folder must hold {CHECKPOINT}; {folder} does not. "
             f"Run python -m fastdiff.shapes.distill --folder {folder}"
@@ -95,6 +97,8 @@ def export(folder: Path, out: Path) -> None:
     scheduler().save_pretrained(out / "scheduler")
     for path in out.rglob("*.safetensors"):
         path.chmod(0o644)
+    minutes = round(state["minutes"], 2)
+    checkpoint.log(folder, "export", step=state["step"], minutes=minutes, weights=weights_hash(out))
 
 
 def main(argv: list[str] | None = None) -> None:
