@@ -129,13 +129,22 @@ FOUND: list[tuple[str, dict[str, Any], str | None, str, str, Any, str]] = [
      None, "error", "final_sigmas_type", "sigma_min", "zero"),
     ("sde-third-order-crash",
      scheduler(SD, DPM, solver_order=3, algorithm_type="sde-dpmsolver"), None,
-     "error", "solver_order", 3, "sde-dpmsolver++"),
+     "error", "solver_order", 3, "solver_order 2"),
     ("sde-third-order-sign",
      scheduler(SD, DPM, solver_order=3, algorithm_type="sde-dpmsolver++"), None,
      "warning", "solver_order", 3, "exact"),
     ("cosine-karras",
      scheduler(SD, DPM, beta_schedule="squaredcos_cap_v2", use_karras_sigmas=True), None,
-     "warning", "use_karras_sigmas", True, "false"),
+     "error", "use_karras_sigmas", True, "false"),
+    ("unipc-noise-nan", scheduler(SD, UNIPC, predict_x0=False), None,
+     "error", "predict_x0", False, "true"),
+    ("flow-spacing-nan",
+     scheduler(FLUX, DPM, use_flow_sigmas=True, use_beta_sigmas=True, clip_sample=False)
+     | {"transformer": ("FluxTransformer2DModel", {"guidance_embeds": True})}, None,
+     "error", "use_beta_sigmas", True, "fastdiff's class"),
+    ("flow-last-level", scheduler(FLUX, "DEISMultistepScheduler", use_flow_sigmas=True)
+     | {"transformer": ("FluxTransformer2DModel", {"guidance_embeds": True})}, None,
+     "warning", "use_flow_sigmas", True, "exact"),
     ("learned-variance", scheduler(SD, DPM, variance_type="learned_range"), None,
      "error", "variance_type", "learned_range", "null"),
     ("ddim-previous-timestep", scheduler(SD, DDIM, timestep_spacing="linspace"), None,
@@ -275,3 +284,13 @@ def test_defaults_are_those_of_the_class(name):
     assert found.keys() == has.keys()
     assert {k for k, v in has.items() if found[k] != v} <= {"lambda_min_clipped"}  # -float("inf")
     assert defaults("NoSuchScheduler") == defaults("../x") == {}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"solver_type": "bh1"}, {"lower_order_final": False}, {"predict_x0": False}],
+)
+def test_what_our_class_mends_is_no_trap_in_it(tmp_path, config):
+    parts = scheduler(SD, UNIPC, "fastdiff", **config)
+    names = [f["name"] for f in collect(folder(tmp_path, parts))["findings"]]
+    assert names == ["scheduler-module"]

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from fastdiff.doctor.folder import Folder, Part
+from fastdiff.doctor.folder import Folder
 from fastdiff.doctor.trap import Found, Trap, at
 
 _DIFFUSERS = "https://github.com/huggingface/diffusers"
+MEASURED = "measured on diffusers 0.42.1; docs/mathematics.md"
 SPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 DPM = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler")
-UNIPC = "UniPCMultistepScheduler"
+UNIPC, DEIS, SA = "UniPCMultistepScheduler", "DEISMultistepScheduler", "SASolverScheduler"
+OURS = "or fastdiff's class of that name"
 
 
 def _alpha(folder: Folder) -> Iterator[Found]:
@@ -71,20 +73,32 @@ def _two_spacings(folder: Folder) -> Iterator[Found]:
         yield Found(folder.scheduler.file, ", ".join(found), True)
 
 
-def _when(field: str, *classes: str, **values: object) -> Callable[[Folder], Iterator[Found]]:
-    """A find: the class is one of these and every option has its value (or one of a tuple)."""
+def _when(
+    field: str, *classes: str, mended: bool = False, **values: object
+) -> Callable[[Folder], Iterator[Found]]:
+    """A find: the class is one of these and every option has its value.
 
-    def holds(scheduler: Part) -> bool:
-        return scheduler.cls in classes and all(
-            scheduler.get(key) in (value if isinstance(value, tuple) else (value,))
-            for key, value in values.items()
-        )
+    mended  fastdiff's class of that name does not go wrong
+    """
 
     def find(folder: Folder) -> Iterator[Found]:
-        if holds(folder.scheduler):
-            yield at(folder.scheduler, field)
+        scheduler = folder.scheduler
+        ours = mended and scheduler.library == "fastdiff"
+        holds = all(scheduler.get(key) == value for key, value in values.items())
+        if scheduler.cls in classes and holds and not ours:
+            yield at(scheduler, field)
 
     return find
+
+
+def _flow_spacing(folder: Folder) -> Iterator[Found]:
+    scheduler = folder.scheduler
+    stock = scheduler.cls in (*DPM, UNIPC, DEIS) and scheduler.library != "fastdiff"
+    if stock and scheduler.get("use_flow_sigmas") is True:
+        for flag in SPACED[:3]:
+            # UniPC's Karras levels are NaN only where the pipeline passes sigmas
+            if scheduler.get(flag) is True and (scheduler.cls, flag) != (UNIPC, SPACED[0]):
+                yield at(scheduler, flag)
 
 
 def _learned(folder: Folder) -> Iterator[Found]:
@@ -189,27 +203,42 @@ SCHEDULERS = (
         "unipc-bh1-nan",
         "error",
         "the last step is not a number",
-        "solver_type 'bh2'",
-        "measured; see docs/mathematics.md",
-        _when("solver_type", UNIPC, solver_type="bh1", final_sigmas_type="zero"),
+        f"solver_type 'bh2', {OURS}",
+        MEASURED,
+        _when("solver_type", UNIPC, mended=True, solver_type="bh1", final_sigmas_type="zero"),
     ),
     Trap(
         "unipc-order-nan",
         "error",
         "the last step is not a number",
-        "lower_order_final true",
-        "measured; see docs/mathematics.md",
-        _when("lower_order_final", UNIPC, lower_order_final=False, final_sigmas_type="zero"),
+        f"lower_order_final true, {OURS}",
+        MEASURED,
+        _when(
+            "lower_order_final",
+            UNIPC,
+            mended=True,
+            lower_order_final=False,
+            final_sigmas_type="zero",
+        ),
+    ),
+    Trap(
+        "unipc-noise-nan",
+        "error",
+        "the last step is not a number",
+        f"predict_x0 true, {OURS}",
+        MEASURED,
+        _when("predict_x0", UNIPC, mended=True, predict_x0=False, final_sigmas_type="zero"),
     ),
     Trap(
         "third-order-nan",
         "error",
         "the last two levels are the same: not a number from 15 steps on",
-        "solver_order 2, or final_sigmas_type 'zero'",
-        "measured; see docs/mathematics.md",
+        f"solver_order 2, final_sigmas_type 'zero', {OURS}",
+        f"{_DIFFUSERS}/issues/9007",
         _when(
             "final_sigmas_type",
             DPM[0],
+            mended=True,
             solver_order=3,
             use_karras_sigmas=True,
             final_sigmas_type="sigma_min",
@@ -219,37 +248,56 @@ SCHEDULERS = (
         "sde-third-order-crash",
         "error",
         "diffusers' step stops with an UnboundLocalError",
-        "solver_order 2, or algorithm_type 'sde-dpmsolver++'",
+        f"solver_order 2, {OURS}",
         f"{_DIFFUSERS}/pull/13778",
-        _when("solver_order", DPM[0], solver_order=3, algorithm_type="sde-dpmsolver"),
+        _when("solver_order", DPM[0], mended=True, solver_order=3, algorithm_type="sde-dpmsolver"),
     ),
     Trap(
         "sde-third-order-sign",
         "warning",
         "a term has the wrong sign: 31 % from k-diffusion over 16 steps",
         "solver_order 2, or fastdiff's class with scheduler.numerics = 'exact'",
-        "measured; see docs/mathematics.md",
+        MEASURED,
         _when("solver_order", *DPM, solver_order=3, algorithm_type="sde-dpmsolver++"),
     ),
     Trap(
         "cosine-karras",
-        "warning",
-        "timesteps repeat, and a run without set_begin_index stops with an IndexError",
-        "use_karras_sigmas false",
+        "error",
+        "timesteps repeat: an IndexError (DPM-Solver, unless set_begin_index is called) or an "
+        "AssertionError at the end of a run",
+        f"use_karras_sigmas false, {OURS}",
         f"{_DIFFUSERS}/issues/12771",
         _when(
             "use_karras_sigmas",
-            DPM[0],
+            *(DPM[0], UNIPC, SA),
+            mended=True,
             beta_schedule="squaredcos_cap_v2",
             use_karras_sigmas=True,
         ),
+    ),
+    Trap(
+        "flow-spacing-nan",
+        "error",
+        "levels of betas are taken for those of a flow: not a number",
+        f"false, {OURS}",
+        MEASURED,
+        _flow_spacing,
+    ),
+    Trap(
+        "flow-last-level",
+        "warning",
+        "a number of steps alone ends above level 0, so noise is left: 8 steps at sigma 0.125, "
+        "with flow_shift 3 at 0.3",
+        "another class, or fastdiff's with scheduler.numerics = 'exact'",
+        MEASURED,
+        _when("use_flow_sigmas", DEIS, SA, use_flow_sigmas=True),
     ),
     Trap(
         "learned-variance",
         "error",
         "the class splits off the first 3 channels, and latents have more",
         "null",
-        "measured on diffusers 0.42.1",
+        MEASURED,
         _learned,
     ),
     Trap(
@@ -266,7 +314,7 @@ SCHEDULERS = (
         "error",
         "it was saved with a scheduler that diffusers does not know, and cannot be loaded",
         "a class of diffusers or fastdiff, with its scheduler_config.json",
-        "measured on diffusers 0.42.1",
+        MEASURED,
         _missing,
     ),
     Trap(
@@ -275,7 +323,7 @@ SCHEDULERS = (
         "the class is not diffusers' own: from_pretrained of a folder needs its module imported, "
         "and of the Hub refuses it",
         "a class of diffusers",
-        "measured on diffusers 0.42.1",
+        MEASURED,
         _module,
     ),
     Trap(
