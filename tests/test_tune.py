@@ -9,6 +9,7 @@ import torch
 import fastdiff
 from fastdiff.cli import UserError, model
 from fastdiff.cli.tune import tune as command
+from fastdiff.shapes.fingerprint import weights_hash
 from fastdiff.tune import untuned
 from fastdiff.tune.card import card
 from fastdiff.tune.gauss_newton import Batch, State, fit
@@ -261,3 +262,22 @@ def test_prompts_to_score_on_are_needed(text, tmp_path):
         command("elsewhere", steps=5, folder=tmp_path / "out", prompts=tmp_path / "p")
     with pytest.raises(UserError, match="--prompts must be a file with a prompt a line"):
         command("elsewhere", steps=5, folder=tmp_path / "out")
+
+
+def test_the_committed_table_is_of_the_model_that_ships():
+    folder = model.built_in()
+    plan, said = (
+        fastdiff.Plan.load(folder / "tuned-5.json"),
+        json.loads((folder / "tuned-5.json").read_text()),
+    )
+    assert said["tuned"]["weights"] == weights_hash(folder)
+    assert plan.steps == 5
+    assert fastdiff.TableScheduler(str(folder / "tuned-5.json")).plan.steps == 5
+    untuned, tuned = (said["result"][key]["distance"] for key in ("untuned", "tuned"))
+    assert said["result"]["gain"] == pytest.approx(1 - tuned / untuned)
+    for number in (
+        f"{untuned:.4f}",
+        f"{tuned:.4f}",
+        f"{100 * said['result']['gain']:.1f} % nearer",
+    ):
+        assert number in (folder / "tuned-5.md").read_text()
