@@ -48,7 +48,7 @@ pipeline_tag: text-to-image
 
 # fastdiff shapes, few-step
 
-The student of `fastdiff shapes, base` (the folder beside this one), for 1 to 8 steps of LCM without
+The student of *fastdiff shapes, base* (the folder beside this one), for 1 to 8 steps of LCM without
 guidance: its U-Net and scheduler; text encoder, tokenizer and autoencoder are the teacher's. With
 fastdiff: `fastdiff generate --few-step 4 "a red circle"`. Without:
 
