@@ -249,7 +249,7 @@ class UniPCMultistepScheduler(FlowLevels, FusedStep, diffusers.UniPCMultistepSch
             history = past[: -1 - reads : -1] if reads else []
         out = sample.dtype
         done = None
-        if threshold is None:  # at once, without the call of _apply: 3 % of a step
+        if threshold is None:  # at once, without the call of _apply
             done = native(entry.pointer, sample, model_output, history, None, out, wide, keeps)
         if done is None:
             done = self._apply(
