@@ -122,6 +122,11 @@ void guide(float* e, const float* u, const float* c, float g, int n) {
 }
 
 void clamp_and_gain(float* m, float lo, float hi, float gain, int n) {
+  if (lo == -__builtin_inff() && hi == __builtin_inff()) {  // the gain alone
+#pragma omp simd
+    for (int i = 0; i < n; ++i) m[i] = gain * m[i];
+    return;
+  }
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
     float value = m[i] < lo ? lo : m[i];  // a NaN stays a NaN

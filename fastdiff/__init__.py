@@ -23,9 +23,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin as SchedulerMixin
 
-    from fastdiff import k_diffusion
+    from fastdiff import k_diffusion, training
     from fastdiff.accelerate import accelerate, report, restore
     from fastdiff.backends import use_backend
+    from fastdiff.few_step import few_step
     from fastdiff.plan import Plan, plan
     from fastdiff.plan_batch import batch
     from fastdiff.sampling import sample
@@ -87,12 +88,14 @@ __all__ = [
     "UniPCMultistepScheduler",
     "accelerate",
     "batch",
+    "few_step",
     "k_diffusion",
     "plan",
     "report",
     "restore",
     "sample",
     "sampler",
+    "training",
     "use_backend",
 ]
 
@@ -126,6 +129,7 @@ _HOME = {  # public name -> the module it lives in
     "UniPCMultistepScheduler": "fastdiff.schedulers",
     "accelerate": "fastdiff.accelerate",
     "batch": "fastdiff.plan_batch",
+    "few_step": "fastdiff.few_step",
     "plan": "fastdiff.plan",
     "report": "fastdiff.accelerate",
     "restore": "fastdiff.accelerate",
@@ -134,7 +138,7 @@ _HOME = {  # public name -> the module it lives in
     "use_backend": "fastdiff.backends",
 }
 
-_MODULES = ("k_diffusion",)  # public modules, fetched the same way
+_MODULES = ("k_diffusion", "training")  # public modules, fetched the same way
 
 logging.getLogger("fastdiff").addHandler(logging.NullHandler())
 
@@ -156,8 +160,9 @@ def __dir__() -> list[str]:
 class _Package(ModuleType):
     """`fastdiff.plan` is the function, also after `from fastdiff.plan import Plan`.
 
-    Importing a submodule binds it in its package.  For the two names that are both a function and
-    a module (plan, accelerate) that binding is ignored; `sys.modules` still holds the module.
+    Importing a submodule binds it in its package.  For the names that are both a function and a
+    module (plan, accelerate, few_step) that binding is ignored; `sys.modules` still holds the
+    module.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -23,7 +23,7 @@ WHOLE = 2.0**53  # beyond it float64 skips whole numbers, and int64 ends soon af
 def check_times(timesteps: Floats, rows: Floats, draw: NDArray[np.bool_]) -> None:
     """Timesteps (N,) or (N, B), one a row, that int64 and float64 hold."""
     n = rows.shape[0] if rows.ndim else 0
-    wide = timesteps.ndim == 2 and rows.ndim == 3 and timesteps.shape[1] == rows.shape[1]
+    wide = timesteps.ndim == 2 and rows.ndim == 3 and 1 < timesteps.shape[1] == rows.shape[1]
     # where the other fields agree on N it is the timesteps that are wrong
     if not (timesteps.ndim == 1 or wide) or (len(timesteps) != n and draw.shape[:1] == (n,)):
         raise ValueError(
@@ -34,18 +34,19 @@ def check_times(timesteps: Floats, rows: Floats, draw: NDArray[np.bool_]) -> Non
 
 
 def check_shapes(plan: Plan, n: int) -> None:
-    """One number for each of n rows or n + 1 levels, or one for each of these and of B samples."""
+    """One number for each of n rows or n + 1 levels, or of these and of B > 1 samples."""
     samples = plan.rows.shape[1]
+    each = (samples,) if samples > 1 else ()
     for name, length in (("alpha", n + 1), ("sigma", n + 1), ("draw", n)):
-        if getattr(plan, name).shape not in ((length,), (length, samples)):
+        if getattr(plan, name).shape not in ((length,), (length, *each)):
             raise ValueError(
                 f"{name} must have shape ({length},) for {n} timesteps; "
                 f"got {getattr(plan, name).shape}"
             )
     for name in ("noise_scale", "c_in"):
-        if np.shape(getattr(plan, name)) not in ((), (samples,)):
+        if np.shape(getattr(plan, name)) not in ((), each):
             raise ValueError(
-                f"{name} must be a number, or one for each sample of the rows, ({samples},); "
+                f"{name} must be a number{', or one for each sample, ' * bool(each)}{each or ''}; "
                 f"got {np.shape(getattr(plan, name))}"
             )
 

@@ -141,7 +141,8 @@ def _field(body: dict[str, Any], name: str, ndim: int) -> Floats:
     except OverflowError as error:
         raise ValueError(f"field {name!r} of a plan must hold numbers; {error}") from error
     if value.ndim != ndim and not (name in EACH and value.ndim == ndim + 1):
-        raise ValueError(f"field {name!r} of a plan must have {ndim} dimensions; got {value.ndim}")
+        many = f"{ndim} or {ndim + 1}" if name in EACH else ndim
+        raise ValueError(f"field {name!r} of a plan must have {many} dimensions; got {value.ndim}")
     bounded = value
     if name == "rows":  # a clamp that is off is -inf, inf
         bounded = np.delete(value, [c for c in (LO, HI) if c < value.shape[2]], axis=2)

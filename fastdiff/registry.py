@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from fastdiff.schedules.spacing import SPACINGS
 from fastdiff.solvers.adams import adams
 from fastdiff.solvers.consistency import consistency
 from fastdiff.solvers.ddim import ddim
@@ -324,6 +325,20 @@ def _folded(name: str) -> str:
 
 
 _BY_NAME = {_folded(n): row for row in _ROWS for n in (row.name, *row.aliases)}
+_USUAL = {"solver_order": 2, "algorithm_type": "dpmsolver++", "predictor_order": 2}
+
+
+def _usual(solver: Solver) -> bool:
+    """Whether it is what its class in diffusers does by default."""
+    config = {"algorithm_type": None} if solver.name.startswith("sa_") else {}
+    config = {**solver.scheduler[1], **config}
+    return all(config.get(option) in (None, value) for option, value in _USUAL.items())
+
+
+# a class of diffusers stands for what it does by default; the first row that is so
+for _row in reversed(_ROWS):
+    if _usual(_row):
+        _BY_NAME |= {_folded(name): _row for name, _ in (_row.scheduler, *_row.also)}
 
 
 def near(name: str) -> tuple[str, ...]:
@@ -335,7 +350,8 @@ def near(name: str) -> tuple[str, ...]:
 
 
 def find(name: str, *, argument: str = "solver") -> Solver:
-    """The solver of that name or alias, in any case, with blanks, dashes or underscores.
+    """The solver of that name or alias, in any case, with blanks, dashes or underscores; the class
+    of diffusers that it replaces will do, for what that does by default.
 
     argument: what the caller's user knows the name as, for the ValueError.
     """
@@ -344,6 +360,9 @@ def find(name: str, *, argument: str = "solver") -> Solver:
         *first, last = [f"'{close}'" for close in near(str(name))] or [""]
         guess = f"{', '.join(first)} or {last}" if first else last
         hint = f" Did you mean {guess}?" if guess else ""
+        head, _, spacing = _folded(str(name)).rpartition("_")
+        if head in _BY_NAME and spacing in SPACINGS:  # as A1111 once named them
+            hint = f" Did you mean {_BY_NAME[head].name!r} with spacing={spacing!r}?"
         raise ValueError(f"{argument} must be one of {', '.join(SOLVERS)}; got {name!r}.{hint}")
     return solver
 

@@ -143,7 +143,7 @@ def _check(
     per_sample = plan.rows.shape[1]
     if per_sample not in (1, noise.shape[0]):
         raise ValueError(
-            f"noise must have a batch of {per_sample}, as the plan has, or its guidance; "
+            f"noise must have a batch of {per_sample}, since the plan has a row for each sample; "
             f"got {noise.shape[0]}"
         )
     if start is not None and not isinstance(start, Tensor):

@@ -51,10 +51,18 @@ ARROWS = {
     "accuracy": MATHEMATICS | KERNELS | {"sampling", "__version__"},
     "schedulers": MATHEMATICS | KERNELS,
     "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
+    "recipes": set(),
+    "few_step": {"recipes", "schedulers"},
+    "doctor": {"recipes"},
     "engine": MATHEMATICS | KERNELS | {"schedulers", "sampling", "accelerate"},
-    "shapes": MATHEMATICS | {"sampling", "schedulers", "accelerate"},
+    "training": {"schedules", "predictions"},
+    "shapes": MATHEMATICS | {"sampling", "schedulers", "accelerate", "training"},
+    "tune": MATHEMATICS | KERNELS | {"sampling", "accuracy", "shapes"},
+    "quality": MATHEMATICS
+    | {"sampling", "schedulers", "accuracy", "shapes", "tune"}
+    | {"__version__"},
 }
-NO_TORCH = MATHEMATICS
+NO_TORCH = MATHEMATICS | {"recipes", "doctor"}
 
 
 def imports(path, top_level_only=False):
@@ -158,7 +166,7 @@ def test_an_op_imports_no_triton():
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("name", ["plan", "accelerate"])
+@pytest.mark.parametrize("name", ["plan", "accelerate", "few_step"])
 def test_a_function_and_a_module_share_a_name(name, order):
     """fastdiff.plan is the function, whoever imported the module fastdiff.plan, and when."""
     use = f"import types; assert type(fastdiff.{name}) is types.FunctionType\n"
@@ -205,6 +213,7 @@ PROMISE = {
     "UniPCMultistepScheduler": None,
     "accelerate": "obj, *, strict=False, guidance='exact'",
     "batch": "plans",
+    "few_step": "pipe, recipe, steps, *, guidance=None, eta=None, checkpoint_steps=None",
     "k_diffusion": None,  # a module
     "plan": "solver, *, steps, noise='scaled_linear', spacing='karras', prediction='epsilon', "
     "guidance=None, begin=0, numerics='exact', final_sigma='zero', **solver_options",
@@ -213,6 +222,7 @@ PROMISE = {
     "sample": "denoise, noise, plan, *, generator=None, seeds=None, shape=None, dtype=None, "
     "start=None, callback=None",
     "sampler": "name, *, spacing=None, **config",
+    "training": None,  # a module
     "use_backend": "backend",
 }
 

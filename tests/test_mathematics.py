@@ -276,7 +276,7 @@ def test_stock_takes_the_root_of_a_logarithm():
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "trailing"])
-@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])
+@pytest.mark.parametrize("name", [f"{n}Scheduler" for n in ("DDIM", "DDPM", "LCM", "TCD")])
 def test_stock_divides_by_zero_where_there_is_no_signal(name, spacing):
     config = {"rescale_betas_zero_snr": True, "timestep_spacing": spacing, "clip_sample": False}
     assert not torch.isfinite(walk(stock(name, **config), 5)).any()
@@ -302,6 +302,15 @@ def test_stock_keeps_mu():
     scheduler.set_timesteps(4, mu=1.0)
     scheduler.set_timesteps(4)
     assert not torch.equal(scheduler.sigmas, before)
+
+
+def test_stock_overwrites_custom_timesteps_of_a_flow():
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    with pytest.raises(TypeError):
+        stock("DPMSolverMultistepScheduler", **flow).set_timesteps(timesteps=[900, 500, 100])
+    scheduler = stock("DPMSolverSinglestepScheduler", **flow)
+    scheduler.set_timesteps(timesteps=[900, 500, 100])
+    assert scheduler.timesteps.tolist() == [999, 666, 332]
 
 
 def test_stock_takes_learned_variance_for_three_channels():

@@ -168,7 +168,11 @@ def test_what_is_refused():
         ("timesteps", np.zeros((3, 3)), r"timesteps must have shape \(3,\)"),
         ("alpha", np.ones((4, 3)), r"alpha must have shape \(4,\) for 3 timesteps"),
         ("draw", np.zeros((3, 3), bool), r"draw must have shape \(3,\)"),
-        ("noise_scale", np.ones(3), r"noise_scale must be a number, or one for each sample"),
+        (
+            "noise_scale",
+            np.ones(3),
+            r"noise_scale must be a number, or one for each sample, \(2,\); got \(3,\)",
+        ),
         ("noise_scale", np.array([1.0, -1.0]), "noise_scale must be a finite number >= 0"),
         ("c_in", np.array([1.0, np.inf]), "c_in must be finite numbers"),
         ("sigma", np.array([[1.0, -1.0]] * 4), "sigma must not be negative"),

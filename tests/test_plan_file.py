@@ -155,7 +155,11 @@ def put(value, *path):
         ),
         (broken(put([1.5], "depths")), "field 'depths' of a plan must hold whole numbers >= 0"),
         (broken(put([-1], "depths")), "field 'depths' of a plan must hold whole numbers >= 0"),
-        (broken(put([1.0], "noise_scale")), "field 'noise_scale' of a plan must have 0 dimensions"),
+        (
+            broken(put([[1.0]], "noise_scale")),
+            "'noise_scale' of a plan must have 0 or 1 dimensions",
+        ),
+        (broken(put([1.0, 1.0], "noise_scale")), "noise_scale must be a number; got (2,)"),
         (broken(put(float("nan"), "c_in")), "field 'c_in' of a plan must hold finite numbers"),
         (broken(put([1.0, 2.0], "timesteps")), "timesteps must have shape (4,), one for each of t"),
         (broken(put(1e300, "c_in")), "c_in must be a number in 0 .. 3.403e+38, what float32 holds"),

@@ -162,7 +162,7 @@ PLAN = {"solver": "dpmpp_2m", "steps": 3}
         (
             ValueError,
             {"plan": fastdiff.plan(**PLAN, guidance=[[1.0, 2.0, 3.0]])},
-            "noise must have a batch of 3, as the plan's guidance has; got 2",
+            "noise must have a batch of 3, since the plan has a row for each sample; got 2",
         ),
     ],
 )

@@ -10,7 +10,12 @@ from diffusers import DDPMScheduler
 from fastdiff.cli.model import built_in
 from fastdiff.shapes import card, checkpoint, evaluate, train
 from fastdiff.shapes.export import assemble
-from fastdiff.shapes.networks import NOISE_SCHEDULE, build_unet, build_vae
+from fastdiff.shapes.networks import (
+    NOISE_SCHEDULE,
+    build_unet,
+    build_vae,
+    forward_process,
+)
 from fastdiff.shapes.scenes import held_out, parse
 from fastdiff.shapes.train_unet import _batch, learning_rate, load_bank
 from fastdiff.shapes.train_vae import draw_scenes, pooled, training_scenes, whiten
@@ -20,8 +25,9 @@ def test_network_input_and_target_give_back_the_latent():
     latents = torch.randn(40, 4, 16, 16).half()
     scenes, tokens = torch.arange(40) % 7, torch.arange(8.0)[:, None, None].expand(8, 16, 3)
     alphas = DDPMScheduler(**NOISE_SCHEDULE).alphas_cumprod
+    process = forward_process()
     generator = torch.Generator().manual_seed(0)
-    x, t, text, v = _batch(latents, scenes, tokens, alphas, 400, generator)
+    x, t, text, v = _batch(latents, scenes, tokens, process, 400, generator)
     alpha = alphas[t].sqrt()[:, None, None, None]
     x0 = alpha * x - (1 - alphas[t]).sqrt()[:, None, None, None] * v
     # every x0 is a picture of the bank, with that picture's tokens or those of the empty prompt

@@ -1,6 +1,7 @@
 """The command `fastdiff`: one file a command, imported when it is called.
 
-Exit status: 0 done, 2 something the user can put right (one sentence on stderr, no traceback).
+Exit status: 0 done, 2 something the user can put right (one sentence on stderr, no traceback);
+1 where a command that looks for something has found it.
 """
 
 import sys

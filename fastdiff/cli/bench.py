@@ -34,7 +34,7 @@ def accuracy(
     if out.exists() and not out.is_dir():
         raise UserError(f"--out must be a folder; {out} is a file")
     chosen = frozenset(map(_solver, solver)) if solver else None
-    numbers = BUDGETS if budgets is None else _budgets(budgets)
+    numbers = BUDGETS if budgets is None else numbers_in(budgets)
     families = tuple(FAMILIES) if family is None else (family,)
     _takes_part(families, chosen)
     try:
@@ -87,10 +87,12 @@ def _solver(name: str) -> str:
         raise UserError(f"--solver must be one of {known}; got {name!r}") from error
 
 
-def _budgets(text: str) -> tuple[int, ...]:
+def numbers_in(text: str, name: str = "--budgets", least: int = 2) -> tuple[int, ...]:
+    """The numbers of an option like "5,10,20", ascending; UserError that names the option."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(p.isascii() and p.isdigit() and 2 <= int(p) <= MOST for p in parts):
+    if not all(p.isascii() and p.isdigit() and least <= int(p) <= MOST for p in parts):
+        what = "calls" if name == "--budgets" else "steps"
         raise UserError(
-            f"--budgets must be numbers of calls in 2 .. {MOST}, such as 5,10,20; got {text!r}"
+            f"{name} must be numbers of {what} in {least} .. {MOST}, such as 5,10,20; got {text!r}"
         )
     return tuple(sorted({int(part) for part in parts}))

@@ -34,9 +34,23 @@ def generate(
         typer.Argument(metavar="PROMPT...", help="What to draw; several prompts are allowed."),
     ] = None,
     sampler: Annotated[
-        str, typer.Option(help="A sampler of fastdiff's registry.", metavar="NAME")
-    ] = "dpmpp_2m",
-    steps: Annotated[int, typer.Option(help="Calls of the network for a picture.")] = 20,
+        str | None,
+        typer.Option(
+            help="A sampler of fastdiff's registry.  [default: dpmpp_2m; lcm with --few-step]",
+            metavar="NAME",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Calls of the network for a picture.  [default: 20; as --few-step]"),
+    ] = None,
+    few_step: Annotated[
+        int | None,
+        typer.Option(
+            help="So many steps of the built-in model's student, distilled for 1 to 8 of them, "
+            "with LCM and without guidance."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Picture j of a prompt uses seed + j.")] = 0,
     count: Annotated[int, typer.Option(help="Pictures for each prompt.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
@@ -75,8 +89,9 @@ def generate(
     run(
         Request(
             prompts=prompts or [],
-            sampler=sampler,
-            steps=steps,
+            sampler=sampler or ("dpmpp_2m" if few_step is None else "lcm"),
+            steps=steps if steps is not None else 20 if few_step is None else few_step,
+            few_step=few_step,
             seed=seed,
             count=count,
             out=out,
@@ -112,6 +127,72 @@ def samplers(
     print_samplers(json=as_json)
 
 
+@app.command()
+def doctor(
+    pipe: Annotated[
+        Path, typer.Argument(metavar="PIPE", help="A local folder of a diffusers pipeline.")
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="The distilled checkpoint in it, a name of few_step.  [default: guessed]",
+            metavar="NAME",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Known traps in a pipeline's configs, and what would do; exit status 1 if there are any."""
+    from fastdiff.cli.doctor import print_doctor
+
+    if print_doctor(pipe, recipe, json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def tune(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="'shapes', the built-in model, or a local diffusers folder."
+        ),
+    ],
+    steps: Annotated[int, typer.Option(help="Calls of the network, 2 .. 20.")] = 5,
+    folder: Annotated[
+        Path, typer.Option(help="Folder for plan, card and what it takes to resume.")
+    ] = Path("tune"),
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance scale.  [default: the model's; 7.5 elsewhere]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="First seed of the fit.")] = 100_000,
+    held_out_seed: Annotated[int, typer.Option(help="First seed to score on.")] = 200_000,
+    fit: Annotated[int, typer.Option(help="Seeds of the fit.")] = 64,
+    held_out: Annotated[int, typer.Option(help="Seeds to score on.")] = 96,
+    fine: Annotated[int, typer.Option(help="Calls of the reference.")] = 100,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A prompt a line, every second one to score on.  [default: built in]"),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Of the CPU.")] = 1,
+) -> None:
+    """Fit a table of few calls to one network: its time grid, then its coefficients."""
+    from fastdiff.cli.tune import tune as run
+
+    run(
+        model,
+        steps=steps,
+        folder=folder,
+        guidance=guidance,
+        seed=seed,
+        held_out_seed=held_out_seed,
+        fit=fit,
+        held_out=held_out,
+        fine=fine,
+        prompts=prompts,
+        threads=threads,
+    )
+
+
 @bench.command()
 def accuracy(
     out: Annotated[
@@ -134,3 +215,41 @@ def accuracy(
     from fastdiff.cli.bench import accuracy as run
 
     run(out, budgets, family, solver, samples, fresh)
+
+
+@bench.command()
+def quality(
+    out: Annotated[
+        Path, typer.Option(help="Folder for quality.json, .csv, .svg and .md; a run is resumed.")
+    ] = Path("quality"),
+    steps: Annotated[
+        str | None, typer.Option(help="Steps of a run.  [default: 1,2,4,6,8,10,15,20,30,50]")
+    ] = None,
+    sampler: Annotated[
+        list[str] | None, typer.Option(help="Only this one; may be repeated.", metavar="NAME")
+    ] = None,
+    pictures: Annotated[int, typer.Option(help="Pictures a sampler and number of steps.")] = 64,
+    batch: Annotated[int, typer.Option(help="Pictures at once.")] = 16,
+    compared: Annotated[
+        int, typer.Option(help="Pictures, of the first batch, with a reference in float64.")
+    ] = 8,
+    student: Annotated[
+        Path | None, typer.Option(help="U-Net folder of a distilled student, to be compared.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Of the CPU.")] = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not resume.")] = False,
+) -> None:
+    """Right pictures and distance against steps, every sampler, on the built-in model."""
+    from fastdiff.cli.quality import quality as run
+
+    run(
+        out,
+        steps=steps,
+        sampler=sampler,
+        pictures=pictures,
+        batch=batch,
+        compared=compared,
+        student=student,
+        threads=threads,
+        fresh=fresh,
+    )

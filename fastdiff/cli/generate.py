@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fastdiff.cli import UserError, model, pictures
 from fastdiff.cli import record as records
 from fastdiff.plan import Plan, plan
+from fastdiff.registry import find
 from fastdiff.shapes.fingerprint import weights_hash
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Request:
     model: Path | None = None
     batch: int = 8
     device: str = "cpu"
+    few_step: int | None = None
     made: Plan | None = None
     weights: str | None = None
 
@@ -56,6 +58,8 @@ class Request:
         """Everything that can be said before the networks are loaded."""
         if not self.prompts or not all(p.strip() for p in self.prompts):
             raise UserError("the prompt must not be empty; try 'a red circle above a blue square'")
+        if self.few_step is not None:
+            self._check_few_step()
         for name, least in (("steps", 1), ("count", 1), ("scale", 1), ("batch", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} must be at least {least}; got {getattr(self, name)}")
@@ -64,6 +68,40 @@ class Request:
                 f"--seed + --count must be at most 2**63 = {SEEDS}; got {self.seed} + {self.count}"
             )
 
+    def _check_few_step(self) -> None:
+        """What goes with --few-step: the student is one network, taught for one sampler."""
+        if not 1 <= (self.few_step or 0) <= model.MOST_FEW_STEPS:
+            raise UserError(
+                f"--few-step must be 1 to {model.MOST_FEW_STEPS}; got {self.few_step}. "
+                "Leave it out for runs of more steps, by --steps"
+            )
+        if self.steps != self.few_step:
+            raise UserError(
+                f"--few-step says the number of steps, {self.few_step}, and --steps says "
+                f"{self.steps}; leave --steps out"
+            )
+        try:
+            chosen = find(self.sampler, argument="--sampler").name
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if chosen != "lcm":
+            raise UserError(
+                f"--few-step goes with --sampler lcm, for which it was distilled; got "
+                f"{self.sampler!r}. Leave --sampler out, or --few-step"
+            )
+        for name, reason in (
+            ("guidance", "guidance is folded into the student's weights"),
+            ("spacing", "the student was taught the times of LCM"),
+            ("negative_prompt", "the student is called without guidance"),
+            ("model", "the student is the built-in model's"),
+        ):
+            if getattr(self, name) not in (None, ""):
+                option = name.replace("_", "-")
+                raise UserError(
+                    f"--{option} does not go with --few-step, for {reason}; got "
+                    f"{str(getattr(self, name))!r}. Leave --{option} out, or --few-step"
+                )
+
 
 def run(request: Request) -> None:
     """Do it all; every message for the user is a UserError."""
@@ -71,7 +109,11 @@ def run(request: Request) -> None:
     folder = request.model or model.built_in()
     steps = _plan(request, folder)
     pipe = model.load(folder, request.device)
-    found = weights_hash(folder)
+    parts = [folder]
+    if request.few_step is not None:
+        parts.append(model.student())
+        model.take_student(pipe, request.device)
+    found = weights_hash(*parts)
     jobs = [(prompt, request.seed + j) for prompt in request.prompts for j in range(request.count)]
     names = [f"{i}-{seed}.png" for i, (_, seed) in enumerate(jobs)]
     files = pictures.targets(
@@ -134,6 +176,9 @@ def _plan(request: Request, folder: Path) -> Plan:
         return request.made
     config = model.scheduler_config(folder)
     guidance = request.guidance
+    spacing: str | list[int] = request.spacing or model.default_spacing(config)
+    if request.few_step is not None:
+        guidance, spacing = 1.0, model.student_times(request.few_step)
     if guidance is None:
         guidance = model.default_guidance(folder)
     try:
@@ -141,7 +186,7 @@ def _plan(request: Request, folder: Path) -> Plan:
             request.sampler,
             steps=request.steps,
             noise=model.family(folder, config),
-            spacing=request.spacing or model.default_spacing(config),
+            spacing=spacing,
             prediction=config["prediction_type"],
             guidance=None if guidance == 1 else guidance,
         )

@@ -12,6 +12,7 @@ from fastdiff.schedules import NoiseSchedule
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+MOST_FEW_STEPS = 8  # of the student: more steps are what the teacher is for
 ELSEWHERE_GUIDANCE = 7.5  # what Stable Diffusion's own pipelines default to
 PARTS = ("unet", "vae", "text_encoder", "tokenizer")
 SCHEDULER = Path("scheduler", "scheduler_config.json")
@@ -30,6 +31,25 @@ def built_in() -> Path:
     import fastdiff.shapes
 
     return Path(fastdiff.shapes.__file__).parent / "weights" / "base"
+
+
+def student() -> Path:
+    """The folder of its few-step student: unet/ and scheduler/."""
+    return built_in().with_name("few_step")
+
+
+def student_times(steps: int) -> list[int]:
+    """The model times that the student is called at, descending."""
+    from fastdiff.shapes.student import times
+
+    return times(steps)
+
+
+def take_student(pipe: "StableDiffusionPipeline", device: str) -> None:
+    """Put the student's network into the built-in model's pipeline."""
+    from fastdiff.shapes.student import unet_of
+
+    pipe.unet = unet_of(student()).to(device)
 
 
 def load(folder: Path, device: str) -> "StableDiffusionPipeline":

@@ -23,6 +23,7 @@ OPTIONS: dict[str, tuple[type, ...]] = {  # of a request, and what JSON must hol
     "model": (str, type(None)),
     "batch": (int,),
     "device": (str,),
+    "few_step": (int, type(None)),
 }
 
 

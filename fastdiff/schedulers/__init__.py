@@ -9,6 +9,7 @@ pipeline names the package, not a file in it, and loads after `import fastdiff` 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffusers import SchedulerMixin
@@ -33,6 +34,7 @@ from fastdiff.schedulers.kdpm2 import (
 )
 from fastdiff.schedulers.lcm import LCMScheduler
 from fastdiff.schedulers.lms import LMSDiscreteScheduler
+from fastdiff.schedulers.models import kind_of, runs
 from fastdiff.schedulers.option_checks import checked
 from fastdiff.schedulers.pndm import PNDMScheduler
 from fastdiff.schedulers.sasolver import SASolverScheduler
@@ -93,26 +95,25 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
 
     Of a whole config (told by its _class_name or _use_default_values; of a class here, or PNDM,
     DEIS, UniPC and their like) the class takes what it knows; name and spacing replace the rest.
-    That of a flow matching class (SD3, Flux, ..) makes a scheduler of that flow, its shift as
-    flow_shift; a name whose class has no flows raises ValueError.
+    That of a flow (SD3, Flux, Wan, ..) makes a scheduler of that flow, its shift as flow_shift or
+    the other way round, that of an EDM model (Playground v2.5, ..) EDM's class of the name; a name
+    whose class has not the levels of the model raises ValueError.
     An option given by itself must act: one that the class does not know, or that name or spacing
     contradicts, raises ValueError, and so does a value that the option cannot have.
     """
     solver = find(name, argument="name")
-    class_name, preset = solver.scheduler
-    chosen = next(c for c in CLASSES if c.__name__ == class_name)
+    kind = kind_of(config)
+    class_name, preset = _fitting(solver, kind, name, config)
+    chosen = _CLASS[class_name]
     known = _options(chosen)
     whole = not _WHOLE.isdisjoint(config)
     foreign = {k for k in config if k.startswith("_")} | _foreign() if whole else set()
     carried: dict[str, Any] = {}
-    if whole and is_flow(config) and config.get("use_flow_sigmas", True):
-        if not _runs_flows(solver):
-            fits = [s.name for s in SOLVERS.values() if _runs_flows(s)]
-            raise ValueError(
-                f"name must be of a solver with the levels of a flow, since the config is of one: "
-                f"{', '.join(fits)}; got {name!r}"
-            )
-        if "use_flow_sigmas" in known:
+    if whole and kind == "flow":
+        if "shift" in known and "flow_shift" in config:
+            checked("flow_shift", config["flow_shift"])  # here, for it becomes shift
+            config = {"shift": config["flow_shift"]} | config
+        elif "use_flow_sigmas" in known and is_flow(config):
             # pipelines ask for base_shift and its like
             carried = {k: v for k, v in config.items() if k[0] != "_" and k not in known}
             checked("shift", config["shift"])  # here, for it becomes flow_shift
@@ -126,7 +127,8 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
     for option in config.keys() & known:
         checked(option, config[option])
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    values = {k: v for k, v in betas.items() if k in known}  # flows and IPNDM have none
+    # flows and IPNDM have none; of a flow only the last level may depend on them, as in diffusers
+    values = {k: v for k, v in betas.items() if k in known and kind != "flow"}
     values |= {k: v for k, v in config.items() if k in known} | dict(preset)
     if spacing is not None:
         flags = _flags(solver.name, class_name, known, spacing)
@@ -157,6 +159,8 @@ def sampler(name: str, *, spacing: str | None = None, **config: Any) -> Schedule
 def _flags(name: str, class_name: str, known: set[str], spacing: object) -> dict[str, Any]:
     """What a spacing is in a class's config; ValueError where the class does not know it."""
     choices = {s: flags for s, flags in _SPACING_CONFIG.items() if flags.keys() <= known}
+    if "sigma_schedule" in known:  # EDM's word for it
+        choices |= {s: {"sigma_schedule": s} for s in ("karras", "exponential")}
     if fits(class_name, known):
         choices |= {table: {} for table in AYS}
     if not isinstance(spacing, str) or spacing not in choices:
@@ -168,10 +172,40 @@ def _flags(name: str, class_name: str, known: set[str], spacing: object) -> dict
 _WHOLE = {"_class_name", "_use_default_values"}  # keys that only a scheduler's own config has
 
 
-def _runs_flows(solver: Solver) -> bool:
-    """Whether a solver's class has the levels of a flow."""
-    chosen = next(c for c in CLASSES if c.__name__ == solver.scheduler[0])
-    return hasattr(chosen, "scale_noise")  # which image to image asks for
+_CLASS = {c.__name__: c for c in CLASSES}
+
+
+def _fitting(
+    solver: Solver, kind: str, given: str, config: Mapping[str, Any]
+) -> tuple[str, Mapping[str, Any]]:
+    """The class of a solver that runs a kind of model, with its config for the solver's name; the
+    one that the given name is of, if it is of one."""
+    wanted = next((n for n in _CLASS if n.lower() == given.lower()), None)
+
+    def classes(one: Solver) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for name, preset in (one.scheduler, *one.also):
+            # image to image asks for scale_noise
+            levels = hasattr(_CLASS[name], "scale_noise") or "flow_shift" in config
+            if runs(kind, name, _options(_CLASS[name]), levels):
+                yield name, preset
+
+    fitting = (one for one in classes(solver) if wanted in (None, one[0]))
+    found = next(fitting, None)
+    if found is None:
+        fits = [one.name for one in SOLVERS.values() if next(classes(one), None)]
+        raise ValueError(
+            f"name must be of a solver with the levels of {_MODELS[kind]}, since the config is of "
+            f"one: {', '.join(fits)}; got {given!r}"
+        )
+    return found
+
+
+_MODELS = {
+    "flow": "a flow",
+    "edm": "an EDM model",
+    "trigflow": "a trigflow model",
+    "betas": "a model with betas",
+}
 
 
 def _options(cls: type[SchedulerMixin]) -> set[str]:

@@ -27,6 +27,7 @@ from fastdiff.solvers.euler import euler
 from fastdiff.solvers.row import Grid, Row
 from fastdiff.table import encode
 
+GIVEN = (1.0,)  # at the end of a place's numbers: x_0 is given
 MOST = 88.0  # log of the largest level that float32 holds
 
 
@@ -105,7 +106,7 @@ class EDMEulerScheduler(EulerStep, diffusers.EDMEulerScheduler):  # type: ignore
 
         def convert(i: int, row: Row, numbers: tuple[float, ...]) -> Conversion:
             level = float(grid.sigma[i]) if row.churn is None else row.churn[1]
-            if len(numbers) == 5:  # x_0 itself takes the place of the output
+            if numbers[4:] == GIVEN:  # x_0 itself takes the place of the output
                 inverse = 1 / level if level else 0.0
                 return Conversion(0.0, 1.0, inverse, -inverse)
             return edm(prediction, level, data)
@@ -128,7 +129,7 @@ class EDMEulerScheduler(EulerStep, diffusers.EDMEulerScheduler):  # type: ignore
         """One step, (B, *shape) -> (B, *shape); as diffusers, in one pass over memory."""
         numbers: tuple[float, ...] = (s_churn, s_tmin, s_tmax, s_noise) if s_churn else ()
         if pred_original_sample is not None:
-            numbers = (s_churn, s_tmin, s_tmax, s_noise, 1.0)
+            numbers = (s_churn, s_tmin, s_tmax, s_noise, *GIVEN)
         prev, x0 = self._euler_step(
             model_output, timestep, sample, numbers, generator, pred_original_sample
         )

@@ -30,6 +30,7 @@ from fastdiff.schedulers.custom import (
     without_shift,
 )
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
+from fastdiff.schedulers.models import of_betas
 from fastdiff.schedulers.timestep import INTEGERS, an_index
 from fastdiff.solvers.euler import euler, euler_ancestral
 from fastdiff.solvers.row import Grid, Row
@@ -54,8 +55,8 @@ class EulerStep(FusedStep):
 
     def _conversions(self, grid: Grid) -> Callable[[int, Row, tuple[float, ...]], Conversion]:
         """How the network's output of a step is converted, closed over numbers only."""
-        prediction, scales = self._config["prediction_type"], 1 / np.sqrt(1 + grid.sigma**2)
-        prediction = "sample" if prediction == "original_sample" else prediction
+        prediction = of_betas(self._config["prediction_type"])
+        scales = 1 / np.sqrt(1 + grid.sigma**2)
 
         def convert(i: int, row: Row, numbers: tuple[float, ...]) -> Conversion:
             return conversion(prediction, grid, i, float(scales[i]), row.churn)

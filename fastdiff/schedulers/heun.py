@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastdiff.schedulers.custom import descending, one_run, sigmas_to_run, vector, without_shift
 from fastdiff.schedulers.fused import Entry, Place, within
+from fastdiff.schedulers.models import of_betas
 from fastdiff.schedulers.two_calls import TwoCalls, ended
 from fastdiff.solvers.euler import euler
 from fastdiff.solvers.heun import again
@@ -73,7 +74,7 @@ class HeunDiscreteScheduler(TwoCalls, diffusers.HeunDiscreteScheduler):  # type:
     def _builder(self) -> Callable[[Place], Entry]:
         config, sigmas = self._config, self._levels()
         grid, scales = Grid(np.ones_like(sigmas), sigmas), 1 / np.sqrt(1 + sigmas**2)
-        prediction, clip = config["prediction_type"], OFF
+        prediction, clip = of_betas(config["prediction_type"]), OFF
         if config["clip_sample"]:
             clip = Clip(-config["clip_sample_range"], config["clip_sample_range"])
 

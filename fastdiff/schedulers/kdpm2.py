@@ -26,6 +26,7 @@ from fastdiff.schedulers.custom import (
     without_shift,
 )
 from fastdiff.schedulers.fused import Entry, Place, draw, over
+from fastdiff.schedulers.models import of_betas
 from fastdiff.schedulers.two_calls import TwoCalls
 from fastdiff.solvers.euler import euler
 from fastdiff.solvers.kdpm2 import split
@@ -99,7 +100,7 @@ class Middle(TwoCalls):
         raise NotImplementedError
 
     def _builder(self) -> Callable[[Place], Entry]:
-        sigmas, prediction = self._levels(), self._config["prediction_type"]
+        sigmas, prediction = self._levels(), of_betas(self._config["prediction_type"])
 
         def build(place: Any) -> Entry:
             if len(place) == 2:

@@ -22,6 +22,7 @@ from fastdiff.schedulers.custom import (
     without_shift,
 )
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, promote, within
+from fastdiff.schedulers.models import of_betas
 from fastdiff.schedulers.quirks import parameters_of_lms
 from fastdiff.solvers.adams import adams
 from fastdiff.solvers.row import NOISE, Grid, Row, Weights
@@ -76,7 +77,7 @@ class LMSDiscreteScheduler(FusedStep, diffusers.LMSDiscreteScheduler):  # type: 
         self._place_timesteps(device)
 
     def _builder(self) -> Callable[[Place], Entry]:
-        sigmas, prediction = self._levels(), self._config["prediction_type"]
+        sigmas, prediction = self._levels(), of_betas(self._config["prediction_type"])
         grid, scales = Grid(np.ones_like(sigmas), sigmas), 1 / np.sqrt(1 + sigmas**2)
         by_place = parameters_of_lms(self.numerics)
 

@@ -87,8 +87,9 @@ class Multistep(FusedStep):
             assert steps is not None
             self._shifted_timesteps(steps, mu)
             if self.numerics == "exact":
-                if flow and self._ends_at_zero():
-                    self.sigmas[-1] = 0.0  # of DEIS in diffusers the last level again
+                if flow:  # in diffusers that of the betas, of DEIS the last level again
+                    body = self.sigmas[:-1].double().numpy()
+                    self.sigmas[-1] = self._last_of_flow(body)
                 self.timesteps = exact_timesteps(self)
         if self.numerics == "exact":
             config.flow_shift = shift  # mu is for this run only

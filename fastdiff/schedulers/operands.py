@@ -22,7 +22,7 @@ def draw(
             f"generator must be one generator or one per sample ({like.shape[0]}); got a list of "
             f"{len(generator)}"
         )
-    # what randn_tensor comes to, without its 7 us
+    # what randn_tensor comes to, without its 4 us
     if type(like) is Tensor and not isinstance(generator, list):
         device = like.device
         if generator is None or generator.device.type == device.type:

@@ -138,7 +138,8 @@ QUIRKS = (
         _DPM + _UNIPC + _SA,
         "",
         "squaredcos_cap_v2 with Karras sigmas: IndexError at the end there, AssertionError of "
-        "UniPC and SA-Solver (12 unique of 20)",
+        "UniPC and SA-Solver (12 unique of 20); a run that begins at one of them begins at the "
+        "second there, at the one that was passed here",
         "#12771",
     ),
     Quirk(
@@ -161,6 +162,20 @@ QUIRKS = (
         "",
         "use_flow_sigmas with Karras, exponential or beta sigmas: alpha = 1 - sigma below 0, NaN "
         "there (but not UniPC's Karras without sigmas=), between the levels of the flow here",
+    ),
+    Quirk(
+        "a flow that does not end at 0 ends at the least level of the betas",
+        _DPM + _SINGLE,
+        "final_level=betas",
+        "dpmsolver, final_sigmas_type sigma_min: 0.01, with Stable Diffusion's betas 0.029; above "
+        "100 steps the last one goes up; 1 / T in exact, and with sigmas=",
+    ),
+    Quirk(
+        "custom timesteps of a flow are overwritten",
+        _DPM + _SINGLE,
+        "",
+        "use_flow_sigmas, timesteps=[900, 500, 100]: TypeError of the first, 999, 666, 332 of the "
+        "second there; 900, 500, 100 here",
     ),
     Quirk(
         "the shift of a flow matching config is dropped",
@@ -196,10 +211,10 @@ QUIRKS = (
     ),
     Quirk(
         "epsilon without a signal",
-        ("DDIMScheduler", "DDPMScheduler"),
+        ("DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"),
         "",
-        "rescale_betas_zero_snr, linspace or trailing, x_0 not bounded: a division by 0, whose "
-        "infinities and NaN are returned there; ValueError here",
+        "rescale_betas_zero_snr, linspace or trailing (LCM, TCD: always), x_0 not bounded: a "
+        "division by 0, whose infinities and NaN are returned there; ValueError here",
     ),
     Quirk(
         "eta below 0",

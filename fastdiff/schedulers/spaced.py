@@ -1,4 +1,6 @@
-"""A spacing that diffusers has no config for: levels that set_timesteps(N) takes from a table.
+"""What goes around every set_timesteps: the device must be one that is here, before anything has
+changed; and a spacing that diffusers has no config for, levels that set_timesteps(N) takes from a
+table.
 
 `spacing` is an attribute of the instance, as numerics is, and never part of the saved config, which
 diffusers could not read.

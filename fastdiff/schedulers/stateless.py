@@ -18,6 +18,7 @@ from torch import Tensor
 from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import as_many, descending, one_run, vector
 from fastdiff.schedulers.fused import FusedStep, Place, Rows, State, promote
+from fastdiff.schedulers.models import of_betas
 from fastdiff.schedulers.timestep import host_value, view_index
 from fastdiff.solvers.row import Grid
 from fastdiff.table import OFF, Clip, conversion
@@ -156,6 +157,7 @@ def first_conversion(prediction: str, grid: Grid, bounded: bool) -> Conversion:
     Without signal (alpha = 0, rescale_betas_zero_snr) an epsilon says nothing of x_0 but, once it
     is bounded, its sign: diffusers divides by 0 and clamps the infinity.
     """
+    prediction = of_betas(prediction)
     if grid.alpha[0] > 0 or prediction != "epsilon":
         return conversion(prediction, grid, 0, 1.0, None)
     if not bounded:

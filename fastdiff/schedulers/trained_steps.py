@@ -56,7 +56,7 @@ class TrainedSteps(StatelessStep):
         if self._step_index is None:
             self._init_step_index(timestep)
         i: int = self._step_index  # type: ignore[assignment]
-        steps = len(self._timestep_values())  # a list's length, 1.5 us less than a tensor's
+        steps = self.timesteps.numel()  # len() of a tensor takes 1 us more
         if i >= steps:
             raise over(i, steps)
         t, _ = self._time(timestep)

@@ -31,6 +31,7 @@ from fastdiff.schedulers.flow_levels import (
     upright,
 )
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, promote, within
+from fastdiff.schedulers.native import native
 from fastdiff.solvers.row import Grid, Row, Weights
 from fastdiff.solvers.unipc import order_of, unipc
 from fastdiff.table import OFF, Clip, conversion, encode, noise_from_data
@@ -219,8 +220,8 @@ class UniPCMultistepScheduler(FlowLevels, FusedStep, diffusers.UniPCMultistepSch
             raise ValueError("step needs timesteps; call set_timesteps first")
         if own["solver_p"]:
             self._reference("solver_p is another scheduler")
-            done: Any = super().step(model_output, timestep, sample, return_dict)
-            return done
+            stock: Any = super().step(model_output, timestep, sample, return_dict)
+            return stock
         if own["_step_index"] is None:
             self._init_step_index(timestep)
         state, rows = self._ready()
@@ -247,10 +248,17 @@ class UniPCMultistepScheduler(FlowLevels, FusedStep, diffusers.UniPCMultistepSch
         else:
             history = past[: -1 - reads : -1] if reads else []
         out = sample.dtype
-        prev, x0, kept = self._apply(
-            rows, place, entry, sample, model_output, history, None, out, wide, keeps,
-            threshold if data else None,
-        )  # fmt: skip
+        done = None
+        if threshold is None:  # at once, without the call of _apply
+            done = native(entry.pointer, sample, model_output, history, None, out, wide, keeps)
+        if done is None:
+            done = self._apply(
+                rows, place, entry, sample, model_output, history, None, out, wide, keeps,
+                threshold if data else None,
+            )  # fmt: skip
+        else:
+            state.fused += 1
+        prev, x0, kept = done
         made = x0 if data else kept[0]
         if wide is not model_output.dtype and prediction == ("sample" if data else "epsilon"):
             made = made.to(model_output.dtype)  # diffusers keeps the output itself

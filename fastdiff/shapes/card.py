@@ -3,7 +3,9 @@
     python -m fastdiff.shapes.card --folder runs/base --weights fastdiff/shapes/weights/base \
         --command "python -m fastdiff.shapes.train all" --commit $(git rev-parse --short HEAD)
 
-Accuracies are those that `evaluate --log` measured on exactly these weights (by their hash).
+Accuracies are those that `evaluate --log` measured on exactly these weights (by their hash).  For
+the few-step student --weights is its folder, and --teacher-log the training folder with what was
+measured of its teacher.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from typing import Any
 
 from fastdiff.shapes import GUIDANCE
 from fastdiff.shapes.fingerprint import weights_hash
+from fastdiff.shapes.student import is_student
 
 HEAD = """\
 ---
@@ -34,6 +37,29 @@ without fastdiff. It is a test bed for samplers, not an artist.
   yellow, purple, black), four shapes (circle, square, triangle, cross), four relations (left of,
   right of, above, below). Other words were never taught.
 * Limits: prompts that are not of this form, other sizes than 64x64, and anything but plain shapes.
+"""
+
+STUDENT = """\
+---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# fastdiff shapes, few-step
+
+The student of *fastdiff shapes, base* (the folder beside this one), for 1 to 8 steps of LCM without
+guidance: its U-Net and scheduler; text encoder, tokenizer and autoencoder are the teacher's. With
+fastdiff: `fastdiff generate --few-step 4 "a red circle"`. Without:
+
+```python
+unet = UNet2DConditionModel.from_pretrained("few_step", subfolder="unet", torch_dtype=torch.float32)
+scheduler = LCMScheduler.from_pretrained("few_step", subfolder="scheduler")
+pipe = StableDiffusionPipeline.from_pretrained("base", unet=unet, scheduler=scheduler)
+pipe("a red circle above a blue square", num_inference_steps=4, guidance_scale=1.0)
+```
+
+Data, prompts and limits are the teacher's. Guidance is folded in and cannot be changed.
 """
 
 
@@ -116,12 +142,6 @@ def card(folder: Path, weights: Path, *, command: str, commit: str, device: str,
     """The text of the card."""
     log, found = read_log(folder), weights_hash(weights)
     unet = last(log, "unet", "loss_noisy")
-    measured = [v for v in log if v["stage"] == "evaluate" and v.get("weights") == found]
-    settings: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for v in measured:
-        key = tuple(v.get(name) for name in ("objects", "seen", "steps", "spacing", "guidance"))
-        if key not in settings or v["count"] >= settings[key]["count"]:
-            settings[key] = v
     made = [
         "## How it was made",
         "",
@@ -141,11 +161,62 @@ def card(folder: Path, weights: Path, *, command: str, commit: str, device: str,
         "prompts were never trained on, except in rows that say 'seen': guidance and spacing were "
         f"chosen on those. The model's guidance is {GUIDANCE:g}.",
         "",
-        table(list(settings.values())),
+        table(latest(log, found)),
         "",
         f"SHA-256 of the weights: `{found}`",
     ]
     return "\n".join([HEAD, *made, "", *scores, ""])
+
+
+def latest(log: list[dict[str, Any]], weights: str) -> list[dict[str, Any]]:
+    """What was measured of weights, the longest or last run of each setting."""
+    settings: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for v in log:
+        if v["stage"] != "evaluate" or v.get("weights") != weights:
+            continue
+        key = tuple(v.get(name) for name in ("objects", "seen", "steps", "spacing", "guidance"))
+        if key not in settings or v["count"] >= settings[key]["count"]:
+            settings[key] = v
+    return list(settings.values())
+
+
+def student_card(
+    folder: Path, weights: Path, teacher_log: Path, *, commands: list[str], commit: str, device: str
+) -> str:
+    """The text of the student's card."""
+    log, found = read_log(folder), weights_hash(weights)
+    teacher = last(log, "start", "weights")["weights"]
+    batch = last(log, "student", "loss")["batch"]
+    done = [v for v in log if v["stage"] == "export" and v["weights"] == found][-1]
+    compared = [
+        v
+        for v in latest(read_log(teacher_log), teacher)
+        if v["steps"] in (4, 20) and not v.get("seen") and v["guidance"] == GUIDANCE
+    ]
+    made = [
+        "## How it was made",
+        "",
+        *(f"* Command: `{command}`, at commit {commit}." for command in commands),
+        f"* Device: {device}.",
+        f"* Latent consistency distillation of the teacher with weights `{teacher[:16]}`, guidance "
+        f"{GUIDANCE:g}: {done['step']} steps of {batch} latents, {done['minutes']:.0f} minutes of "
+        "one core's time.",
+        "",
+        "## What it can do",
+        "",
+        "LCM without guidance, one call of the network a step, by the oracle of "
+        "`fastdiff/shapes/oracle.py`, in percent. Two-object prompts were never trained on, except "
+        "in rows that say 'seen'.",
+        "",
+        table(latest(log, found)),
+        "",
+        f"The teacher, DPM-Solver++ 2M with guidance {GUIDANCE:g}, two calls a step:",
+        "",
+        table(compared),
+        "",
+        f"SHA-256 of the weights: `{found}`",
+    ]
+    return "\n".join([STUDENT, *made, ""])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -153,19 +224,32 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fastdiff.shapes.card", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="training folder with the log")
     parser.add_argument("--weights", type=Path, required=True, help="exported diffusers folder")
-    parser.add_argument("--command", required=True)
+    parser.add_argument("--command", required=True, nargs="+", help="one, or the student's several")
     parser.add_argument("--commit", required=True)
     parser.add_argument("--device", default=f"2 cores of {processor()}, no GPU")
     parser.add_argument("--note", default="", help="anything a reader should know besides")
+    parser.add_argument("--teacher-log", type=Path, help="of the student: its teacher's folder")
     options = parser.parse_args(argv)
-    text = card(
-        options.folder,
-        options.weights,
-        command=options.command,
-        commit=options.commit,
-        device=options.device,
-        note=options.note,
-    )
+    if is_student(options.weights) != (options.teacher_log is not None):
+        parser.error("--teacher-log FOLDER goes with the weights of a student, and only with them")
+    if options.teacher_log is not None:
+        text = student_card(
+            options.folder,
+            options.weights,
+            options.teacher_log,
+            commands=options.command,
+            commit=options.commit,
+            device=options.device,
+        )
+    else:
+        text = card(
+            options.folder,
+            options.weights,
+            command=", then ".join(options.command),
+            commit=options.commit,
+            device=options.device,
+            note=options.note,
+        )
     (options.weights / "README.md").write_text(text)
 
 

@@ -2,7 +2,8 @@
 
     python -m fastdiff.shapes.evaluate --model fastdiff/shapes/weights/base --count 500
 
---model is a diffusers folder or a training folder (then the averaged weights count). Prompts are
+--model is a diffusers folder, a training folder (then the averaged weights count), or either kind
+of the few-step student's, which is run with LCM, as a rule with --guidance 1. Prompts are
 two-object scenes that training never saw; --one asks for one object instead, --seen for two-object
 scenes of the training set, on which settings are chosen.  The intervals are Wilson's, 95 %.
 """
@@ -16,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from fastdiff.shapes import checkpoint
+from fastdiff.shapes import checkpoint, student
 from fastdiff.shapes.fingerprint import weights_hash
 from fastdiff.shapes.oracle import Verdict, judge
 from fastdiff.shapes.scenes import held_out, one_object_scenes, two_object_scenes
@@ -58,7 +59,9 @@ def prompts_for(count: int, *, one: bool, seed: int, seen: bool = False) -> list
 
 
 def load(model: Path) -> StableDiffusionPipeline:
-    """A pipeline in float32 from a diffusers folder or a training folder."""
+    """A pipeline in float32 from a diffusers folder, a training folder or a student's."""
+    if student.is_student(model):
+        return student.pipeline(model)
     if (model / "model_index.json").exists():
         pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
             model, dtype=torch.float32, local_files_only=True
@@ -80,9 +83,17 @@ def sample(
     spacing: str | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """Pictures (N, 3, 64, 64) in 0..1 by DPM-Solver++ 2M; picture i starts from seed + i."""
+    """Pictures (N, 3, 64, 64) in 0..1 by DPM-Solver++ 2M, or by LCM if that is the pipeline's.
+
+    Picture i starts from noise of its own generator, seeded seed + i, which LCM draws on from.
+    Raises ValueError for a spacing with LCM: its times are those that the network was taught.
+    """
     config = {} if spacing is None else SPACINGS[spacing]
-    scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **config)
+    lcm = isinstance(pipe.scheduler, LCMScheduler)
+    if lcm and config:
+        raise ValueError(f"spacing must be left out with LCM; got {spacing!r}")
+    kind = LCMScheduler if lcm else DPMSolverMultistepScheduler
+    scheduler = kind.from_config(pipe.scheduler.config, **config)
     unet = pipe.unet.to(memory_format=torch.channels_last)
     empty = pipe.text_encoder(tokenize(pipe.tokenizer, [""])).last_hidden_state
     pictures = []
@@ -91,9 +102,9 @@ def sample(
         text = pipe.text_encoder(tokenize(pipe.tokenizer, words)).last_hidden_state
         both = torch.cat([empty.expand_as(text), text])
         seeds = range(seed + start, seed + start + len(words))
-        x = torch.stack(
-            [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        )
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        x = torch.stack([torch.randn(4, 16, 16, generator=g) for g in generators])
+        drawn = {"generator": generators} if lcm else {}
         scheduler.set_timesteps(steps)
         x = x * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
@@ -103,7 +114,7 @@ def sample(
                 pair = scheduler.scale_model_input(torch.cat([x, x]), t)
                 low, high = unet(pair, t, both).sample.chunk(2)
                 v = low + guidance * (high - low)
-            x = scheduler.step(v, t, x).prev_sample
+            x = scheduler.step(v, t, x, **drawn).prev_sample
         out = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
         pictures.append((out.clamp(-1, 1) + 1) / 2)
     return torch.cat(pictures)
@@ -140,6 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     pipe = load(options.model)
     prompts = prompts_for(options.count, one=options.one, seed=options.seed, seen=options.seen)
     state = checkpoint.load(options.model / "unet.pt")
+    state = state or checkpoint.load(options.model / student.CHECKPOINT)
     for steps in options.steps:
         for guidance in options.guidance:
             for spacing in options.spacing:
@@ -156,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
                 line = {
                     "objects": 1 if options.one else 2,
                     "seen": options.seen,
-                    "sampler": "dpmpp_2m",
+                    "sampler": "lcm" if isinstance(pipe.scheduler, LCMScheduler) else "dpmpp_2m",
                     "steps": steps,
                     "guidance": guidance,
                     "spacing": spacing,

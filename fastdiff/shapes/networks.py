@@ -6,6 +6,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from fastdiff.schedules import NoiseSchedule
+from fastdiff.training import ForwardProcess
+
 LATENT_CHANNELS, LATENT_SIZE = 4, 16
 PROMPT_LENGTH, TEXT_WIDTH = 16, 128
 
@@ -17,6 +20,18 @@ NOISE_SCHEDULE: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "prediction_type": "v_prediction",
 }
+
+
+def forward_process() -> ForwardProcess:
+    """The noise of NOISE_SCHEDULE and the velocity that the U-Net is trained to predict."""
+    config = NOISE_SCHEDULE
+    noise = NoiseSchedule.vp(
+        config["beta_schedule"],
+        config["num_train_timesteps"],
+        config["beta_start"],
+        config["beta_end"],
+    )
+    return ForwardProcess(noise, config["prediction_type"])
 
 
 def build_vae() -> AutoencoderKL:

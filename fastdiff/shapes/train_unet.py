@@ -20,20 +20,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import DDPMScheduler
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 
 from fastdiff.shapes import checkpoint
 from fastdiff.shapes.networks import (
-    NOISE_SCHEDULE,
     bfloat16_is_fast,
     build_text_encoder,
     build_unet,
+    forward_process,
 )
 from fastdiff.shapes.text import build_tokenizer, tokenize
 from fastdiff.shapes.train_vae import training_scenes
+from fastdiff.training import Average, ForwardProcess, drop
 
 UNCONDITIONAL, NOISY_SHARE, NOISY_FROM = 0.1, 0.5, 550
 EMA = 0.999
@@ -102,7 +102,7 @@ def _worker(
     torch.manual_seed(seed)
     unet = build_unet().to(memory_format=torch.channels_last)
     parameters = list(unet.parameters())
-    average = [p.detach().clone() for p in parameters]
+    average = Average(parameters, EMA)
     optimizer = torch.optim.AdamW(
         parameters, peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
@@ -113,12 +113,12 @@ def _worker(
         unet.load_state_dict(state["model"])
         if "optimizer" in state:  # absent where only the weights were taken over
             optimizer.load_state_dict(state["optimizer"])
-        average = [state["ema"][name].clone() for name, _ in unet.named_parameters()]
-        average = [a.to(memory_format=_format(p)) for a, p in zip(average, parameters, strict=True)]
+        ema = [state["ema"][name] for name, _ in unet.named_parameters()]
+        average.load_state_dict({"step": step, "values": ema})
     generator = torch.Generator().manual_seed(seed + 1000 * step + rank)
     latents, scenes = load_bank(folder)
     tokens = scene_tokens(folder)
-    alphas = DDPMScheduler(**NOISE_SCHEDULE).alphas_cumprod
+    process = forward_process()
 
     low = bfloat16_is_fast()
 
@@ -141,7 +141,7 @@ def _worker(
             _save(folder, unet, average, optimizer, step, before + spent, batch, seed)
         if spent >= minutes:
             break
-        x, t, text, target = _batch(latents, scenes, tokens, alphas, share, generator)
+        x, t, text, target = _batch(latents, scenes, tokens, process, share, generator)
         loss = measure(x, t, text, target)
         loss.mean().backward()  # type: ignore[no-untyped-call]
         gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
@@ -157,7 +157,7 @@ def _worker(
             group["lr"] = learning_rate(peak, step, left)
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
-        torch._foreach_lerp_(average, parameters, 1 - min(EMA, (1 + step) / (10 + step)))
+        average.update()
         step += 1
         bar.update()
         losses.append(torch.stack([loss.detach()[t >= 550].mean(), loss.detach()[t < 550].mean()]))
@@ -179,38 +179,29 @@ def _worker(
     dist.destroy_process_group()
 
 
-def _format(p: Tensor) -> torch.memory_format:
-    return torch.channels_last if p.ndim == 4 else torch.contiguous_format
-
-
 def _batch(
     latents: Tensor,
     scenes: Tensor,
     tokens: Tensor,
-    alphas: Tensor,
+    process: ForwardProcess,
     count: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Noisy latents, times, tokens and the velocities to predict."""
 
-    def uniform() -> Tensor:
-        return torch.rand(count, generator=generator)
-
     row = torch.randint(len(latents), (count,), generator=generator)
     x0 = latents[row].float().contiguous(memory_format=torch.channels_last)
-    scene = torch.where(uniform() < UNCONDITIONAL, len(tokens) - 1, scenes[row])
-    low = torch.where(uniform() < NOISY_SHARE, NOISY_FROM, 0)
-    t = (low + (1000 - low) * uniform()).long()
+    scene = drop(scenes[row], torch.tensor(len(tokens) - 1), UNCONDITIONAL, generator)
+    noisy = torch.rand(count, generator=generator) < NOISY_SHARE
+    t = process.times(count, generator, low=torch.where(noisy, NOISY_FROM, 0))
     noise = torch.randn(x0.shape, generator=generator).contiguous(memory_format=torch.channels_last)
-    alpha = alphas[t].sqrt()[:, None, None, None]
-    sigma = (1 - alphas[t]).sqrt()[:, None, None, None]
-    return alpha * x0 + sigma * noise, t, tokens[scene], alpha * noise - sigma * x0
+    return process.noisy(x0, noise, t), t, tokens[scene], process.target(x0, noise, t)
 
 
 def _save(
     folder: Path,
     unet: torch.nn.Module,
-    average: list[Tensor],
+    average: Average,
     optimizer: torch.optim.Optimizer,
     step: int,
     minutes: float,
@@ -220,7 +211,7 @@ def _save(
     names = [name for name, _ in unet.named_parameters()]
     state: dict[str, Any] = {
         "model": unet.state_dict(),
-        "ema": dict(zip(names, average, strict=True)),
+        "ema": dict(zip(names, average.values, strict=True)),
         "optimizer": optimizer.state_dict(),
         "step": step,
         "minutes": minutes,

@@ -146,19 +146,34 @@ def whiten(vae: AutoencoderKL, pictures: Tensor) -> None:
     back.weight *= std[None, :, None, None]
 
 
-@torch.no_grad()
 def make_bank(
     folder: Path, *, count: int, seed: int, single_share: float = ONE_OBJECT_SHARE
 ) -> None:
-    """Encode `count` training pictures with vae.pt into bank-<seed>.pt: latents (count, 4, 16, 16)
-    fp16 and their indices into training_scenes() (count,).  A bank that is there is kept."""
+    """encode_bank with the autoencoder of a training folder, vae.pt."""
     if (folder / f"bank-{seed}.pt").exists():
         return
     state = checkpoint.load(folder / "vae.pt")
     if state is None:
         raise FileNotFoundError(f"no vae.pt in {folder}; run the stage 'vae' first")
-    vae = build_vae().eval().to(memory_format=torch.channels_last)
+    vae = build_vae()
     vae.load_state_dict(state)
+    encode_bank(vae, folder, count=count, seed=seed, single_share=single_share)
+
+
+@torch.no_grad()
+def encode_bank(
+    vae: AutoencoderKL,
+    folder: Path,
+    *,
+    count: int,
+    seed: int,
+    single_share: float = ONE_OBJECT_SHARE,
+) -> None:
+    """Encode `count` training pictures into bank-<seed>.pt of a folder: latents (count, 4, 16, 16)
+    fp16 and their indices into training_scenes() (count,).  A bank that is there is kept."""
+    if (folder / f"bank-{seed}.pt").exists():
+        return
+    vae = vae.eval().to(memory_format=torch.channels_last)
     rng = np.random.default_rng(seed)
     latents, scenes = [], []
     for start in tqdm(range(0, count, 64), desc="bank"):

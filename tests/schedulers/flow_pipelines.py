@@ -25,7 +25,7 @@ KINDS = {
 }
 
 
-def networks(kind: str) -> dict[str, Any]:
+def networks(kind: str, guidance_embeds: bool = True) -> dict[str, Any]:
     torch.manual_seed(0)
     flux = kind.startswith("flux")
     common = {"num_layers": 1, "joint_attention_dim": WIDTH, "pooled_projection_dim": POOLED}
@@ -38,7 +38,7 @@ def networks(kind: str) -> dict[str, Any]:
             attention_head_dim=16,
             num_attention_heads=2,
             axes_dims_rope=(4, 4, 8),
-            guidance_embeds=True,
+            guidance_embeds=guidance_embeds,
             **common,
         )
     else:

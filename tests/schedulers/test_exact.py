@@ -11,6 +11,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+import fastdiff
+
 from .classes import (
     DDIM,
     DDPM,
@@ -102,6 +104,9 @@ ELSEWHERE = {
     "beta_t of DDPM is a difference of float32 numbers": "test_beta_of_ddpm_is_rounded",
     "the first step drops the prediction of x_0": "test_the_first_step_of_ipndm",
     "the noise of a flow's last level is left": "test_a_flow_ends_at_0",
+    "a flow that does not end at 0 ends at the least level of the betas": (
+        "test_a_flow_of_dpmsolver_ends_where_diffusers_says_and_never_higher_in_exact"
+    ),
 }
 
 
@@ -352,3 +357,16 @@ class TestWhereDiffusersFails:
             for kind in ("fixed_large", "fixed_large_log")
         )
         assert all(torch.equal(a, b) for a, b in zip(large, log, strict=True))
+
+
+@pytest.mark.parametrize("name", ["dpmsolver_2m", "dpmsolver_2s"])
+def test_a_flow_of_dpmsolver_ends_where_diffusers_says_and_never_higher_in_exact(name):
+    s = fastdiff.sampler(name, **FlowMatchEulerDiscreteScheduler(shift=3.0).config)
+    theirs = stock(type(s).__name__).from_config(s.config)
+    for one in (s, theirs):
+        one.set_timesteps(120)
+    torch.testing.assert_close(s.sigmas, theirs.sigmas)
+    s.numerics = "exact"
+    s.set_timesteps(400)
+    assert s.sigmas[-1] == pytest.approx(1e-3)
+    assert (s.sigmas.diff() < 0).all()

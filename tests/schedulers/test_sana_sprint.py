@@ -143,3 +143,19 @@ def test_saved_and_loaded(parts, tmp_path):
     again.set_progress_bar_config(disable=True)
     assert type(again.scheduler) is ours(SCM)
     assert np.array_equal(pictures(again), pictures(pipe))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_few_step_is_the_pipelines_own_call(parts, steps):
+    """From a scheduler with another sigma_data; guidance as the pipeline has it."""
+    pipe = pipeline(ours(SCM)(sigma_data=0.9), parts)
+    call = fastdiff.few_step(pipe, "sana-sprint", steps)
+    assert pipe.scheduler.config.sigma_data == 0.5
+    assert call["guidance_scale"] == 4.5
+    own = next(c for c in CALLS if c["num_inference_steps"] == steps)
+    a, b = pictures(pipe, **call), pictures(pipeline(stock(SCM)(), parts), **own)
+    assert np.abs(a - b).max() < 2e-5
+    with pytest.raises(ValueError, match=r"guidance .* must be 1 up; got 0"):
+        fastdiff.few_step(pipe, "sana-sprint", steps, guidance=0)
+    with pytest.raises(ValueError, match=r"is for a model with betas.*has trigflow.*sana-sprint"):
+        fastdiff.few_step(pipe, "lcm", steps)

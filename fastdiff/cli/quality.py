@@ -1,0 +1,109 @@
+"""`fastdiff bench quality`: pictures of the built-in model against steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from fastdiff.cli import UserError, model
+from fastdiff.cli.bench import numbers_in
+from fastdiff.quality.page import page
+from fastdiff.quality.picture import svg
+from fastdiff.quality.record import Task, as_csv, run
+from fastdiff.quality.samplers import LEFT_OUT, STEPS
+from fastdiff.registry import find
+
+ENDS = (".json", ".csv", ".svg", ".md")
+
+
+def quality(
+    out: Path,
+    *,
+    steps: str | None = None,
+    sampler: list[str] | None = None,
+    pictures: int = 64,
+    batch: int = 16,
+    compared: int = 8,
+    student: Path | None = None,
+    threads: int = 1,
+    fresh: bool = False,
+    weights: Path | None = None,
+    reference_calls: int | None = None,
+) -> None:
+    """Run what out/quality.json lacks, then write the files beside it.
+
+    weights, reference_calls  of tests: another model than the built-in one, a shorter reference
+    """
+    for name, value, most in (
+        ("--pictures", pictures, 100_000),
+        ("--batch", batch, 1024),
+        ("--threads", threads, 1024),
+    ):
+        if not 1 <= value <= most:
+            raise UserError(f"{name} must be in 1 .. {most}; got {value}")
+    if not 0 <= compared <= batch:
+        raise UserError(f"--compared must be in 0 .. {batch}, the --batch; got {compared}")
+    numbers = STEPS if steps is None else numbers_in(steps, "--steps", 1)
+    if student is not None and not (student / "config.json").is_file():
+        raise UserError(
+            f"--student must be the folder of a U-Net, with its config.json; got {str(student)!r}"
+        )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out must be a folder; {out} is a file")
+    task = Task(pictures, batch, compared, numbers, tuple(map(_sampler, sampler or ())))
+    if reference_calls is not None:
+        task = replace(task, calls=reference_calls)
+    home = weights or model.built_in()
+
+    import torch
+
+    from fastdiff.shapes.card import processor
+    from fastdiff.shapes.fingerprint import weights_hash
+    from fastdiff.tune.subject import Subject
+
+    torch.set_num_threads(threads)
+    config = model.scheduler_config(home)
+    pipe = model.load(home, "cpu")
+    pipe.unet.to(memory_format=torch.channels_last)
+    family, prediction = model.family(home, config), config["prediction_type"]
+    subject = Subject(pipe, family, prediction, model.default_guidance(model.built_in()))
+    pupil = None
+    if student is not None:
+        from diffusers import UNet2DConditionModel
+
+        unet = UNet2DConditionModel.from_pretrained(student, local_files_only=True).float().eval()
+        unet.to(memory_format=torch.channels_last)
+        pupil = replace(subject, guidance=1.0, unet=unet)
+    origin = {
+        "model": "the built-in model",
+        "weights": weights_hash(home),
+        "threads": threads,
+        "device": processor(),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        record = run(
+            *(out, subject, config, task, origin),
+            student=pupil,
+            fresh=fresh,
+            tell=lambda text: print(text, flush=True),
+        )
+        for end, text in zip(ENDS[1:], (as_csv(record), svg(record), page(record)), strict=True):
+            (out / f"quality{end}").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"--out must be a folder that can be written; got {str(out)!r}: {error}"
+        ) from error
+    except ValueError as error:  # a file of other conditions, or no record
+        raise UserError(str(error)) from error
+    print(f"{out / 'quality'}{', '.join(ENDS)}")
+
+
+def _sampler(name: str) -> str:
+    try:
+        found = find(name).name
+    except ValueError as error:
+        raise UserError(f"--sampler must be of the registry: {error}") from error
+    if found in LEFT_OUT:
+        raise UserError(f"--sampler must be one that takes part; {found} {LEFT_OUT[found]}")
+    return found

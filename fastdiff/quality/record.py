@@ -1,0 +1,203 @@
+"""The record of a run: JSON, written after every measurement, so that a run can be cut and resumed.
+
+    {"schema": 1, "made": versions, "conditions": .., "refused": {..}, "rows": [..]}
+
+`refused` says why a class refuses "sampler, steps".  A row is
+{"model", "sampler", "class", "steps", "parts"}, a part the Result of one batch of pictures
+and its number.  More pictures may be asked for later: they are more parts.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdiff import __version__
+from fastdiff.quality.ranking import Row, rows
+from fastdiff.quality.runs import REFERENCE, measure, reference_of
+from fastdiff.quality.samplers import (
+    LEFT_OUT,
+    SPACING,
+    STEPS,
+    STUDENT,
+    STUDENT_STEPS,
+    samplers,
+    scheduler_of,
+)
+from fastdiff.shapes.evaluate import prompts_for
+from fastdiff.tune.subject import Start, Subject
+
+SCHEMA = 1
+SEED = 300_000  # of picture 0: no seed of `fastdiff tune MODEL`
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked for: pictures in batches, how many of the first are compared to a reference."""
+
+    pictures: int = 64
+    batch: int = 16
+    compared: int = 8
+    steps: tuple[int, ...] = STEPS
+    samplers: tuple[str, ...] = ()
+    calls: int = REFERENCE
+
+    def start(self) -> Start:
+        """Prompts of two objects that training never saw, a seed each."""
+        return Start(
+            tuple(prompts_for(self.pictures, one=False, seed=0)),
+            tuple(range(SEED, SEED + self.pictures)),
+        )
+
+
+def made() -> Record:
+    """Versions that numbers depend on."""
+    from importlib.metadata import version
+
+    return {
+        "fastdiff": __version__,
+        **{name: version(name) for name in ("diffusers", "torch", "numpy")},
+        "python": platform.python_version(),
+    }
+
+
+def conditions(subject: Subject, task: Task, origin: Record) -> Record:
+    """Everything that a number depends on besides versions, sampler, steps and picture."""
+    return {
+        **origin,
+        "guidance": subject.guidance,
+        "spacing": SPACING,
+        "batch": task.batch,
+        "compared": task.compared,
+        "reference_calls": task.calls,
+        "seed": SEED,
+    }
+
+
+def run(
+    folder: Path,
+    subject: Subject,
+    config: dict[str, Any],
+    task: Task,
+    origin: Record,
+    *,
+    student: Subject | None = None,
+    fresh: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Record:
+    """Measure what folder/quality.json does not hold yet; the whole record.
+
+    The first batch is measured at every number of steps, few first, then the next one: a run that
+    is cut has compared all on the same pictures, but for the last batch.
+    Raises ValueError where the file is of other conditions or versions, or no record.
+    """
+    path = folder / "quality.json"
+    wanted = conditions(subject, task, origin)
+    record: Record = {"schema": SCHEMA, "made": made(), "conditions": wanted}
+    record |= {"left_out": LEFT_OUT, "refused": {}, "rows": []}
+    if path.exists() and not fresh:
+        record = _resumed(path, record)
+    whole = task.start()
+    compared = min(task.compared, task.pictures, task.batch)
+    reference = None
+    if compared:
+        reference = reference_of(
+            subject, whole.first(compared), folder / "quality-reference.pt", task.calls, tell
+        )
+    chosen = task.samplers or samplers()
+    for number, start in enumerate(whole.parts(task.batch)):
+        target = reference if number == 0 else None
+        for steps in task.steps:
+            jobs = [("teacher", subject, name) for name in chosen]
+            if student is not None and steps in STUDENT_STEPS:
+                jobs.append(("student", student, STUDENT))
+            for model, who, name in jobs:
+                row = _row(record, model, name, steps)
+                key = f"{name}, {steps}"
+                if any(p["batch"] == number for p in row["parts"]) or key in record["refused"]:
+                    continue
+                try:
+                    scheduler = scheduler_of(name, config)
+                    scheduler.set_timesteps(steps)
+                except ValueError as error:  # the class cannot run this model, or so few steps
+                    record["refused"][key] = str(error)
+                    continue
+                given = target if model == "teacher" else None
+                result = measure(who, scheduler, steps, start, given)
+                row["class"] = type(scheduler).__name__
+                row["parts"].append({"batch": number, **asdict(result)})
+                save(path, record)
+                tell(f"{model} {name}, {steps} steps, batch {number}: {result.right}")
+    save(path, record)
+    return record
+
+
+def _row(record: Record, model: str, name: str, steps: int) -> Record:
+    """The row of a measurement, new where there is none."""
+    for row in record["rows"]:
+        if (row["model"], row["sampler"], row["steps"]) == (model, name, steps):
+            found: Record = row
+            return found
+    row = {"model": model, "sampler": name, "class": "", "steps": steps, "parts": []}
+    record["rows"].append(row)
+    return row
+
+
+def load(path: Path) -> Record:
+    """A record; ValueError that says what is wrong with the file."""
+    try:
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} must be a record of this command as JSON: {error}") from error
+    kinds = {"made": dict, "conditions": dict, "refused": dict, "left_out": dict, "rows": list}
+    if (
+        not isinstance(record, dict)
+        or record.get("schema") != SCHEMA
+        or any(not isinstance(record.get(name), kind) for name, kind in kinds.items())
+    ):
+        raise ValueError(
+            f"{path} must be a record of `fastdiff bench quality`, schema {SCHEMA}. Another "
+            "folder as --out, or --fresh to write it anew, would do"
+        )
+    return record
+
+
+def save(path: Path, record: Record) -> None:
+    """Write it whole or not at all; rows without a part are left out."""
+    part = path.with_name(path.name + ".part")
+    lines = ",\n  ".join(json.dumps(r, allow_nan=False) for r in record["rows"] if r["parts"])
+    head = json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=1)
+    part.write_text(f'{head[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
+    os.replace(part, path)
+
+
+def _resumed(path: Path, wanted: Record) -> Record:
+    found = load(path)
+    for name in ("made", "conditions"):
+        keys = dict.fromkeys((*wanted[name], *found[name]))
+        other = [k for k in keys if found[name].get(k) != wanted[name].get(k)]
+        if other:
+            raise ValueError(
+                f"{path} was measured with {', '.join(f'{k} {found[name].get(k)}' for k in other)}"
+                f"; now it is {', '.join(f'{k} {wanted[name].get(k)}' for k in other)}. Another "
+                "folder as --out, or --fresh to write it anew, would do"
+            )
+    return {**found, "left_out": wanted["left_out"]}
+
+
+def as_csv(record: Record) -> str:
+    """A line a row, summed over its parts."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(Row.__annotations__)
+    for row in rows(record):
+        writer.writerow(["" if value is None else value for value in row])
+    return out.getvalue()
