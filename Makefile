@@ -2,6 +2,7 @@
 #   make demo      pictures from three prompts into out/
 #   make test      lint, types, all tests (network off), JOBS=2 files at a time
 #   make bench     benchmarks; the README's table is made from their JSON
+#   make docs      charts, tables, pages from committed numbers; the README's pictures anew
 #   make upstream SUITE=path    diffusers' own tests/schedulers, from a checkout of diffusers
 #   make format    what the lint asks for;    make clean    back to the clone
 # The first of them makes .venv and builds; the next ones find that done. PYTHON=python3.12 chooses.
@@ -19,7 +20,7 @@ READY := .venv/.ready
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test bench upstream format clean
+.PHONY: demo test bench docs upstream format clean
 
 $(READY): pyproject.toml constraints.txt setup.py $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -43,6 +44,12 @@ test: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# docs/generated.py is what the scripts share
+docs: $(READY)
+	for script in $(filter-out docs/generated.py,$(wildcard docs/*.py)); do \
+		$(BIN)/python $$script || exit 1; done
+	$(BIN)/python -m benchmarks.table
 
 upstream: $(READY)
 	@test -n "$(SUITE)" || { echo "usage: make upstream SUITE=path/to/a/checkout/of/diffusers"; exit 2; }

@@ -6,15 +6,14 @@ also the methods and properties that it adds to the class of diffusers that it r
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import sys
-from pathlib import Path
 from typing import Any
+
+from generated import DOCS, Files, main
 
 import fastdiff
 
-PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# API
 
 Everything in `fastdiff.__all__`, from the docstrings. Made by `python docs/api.py`; do not edit.
@@ -96,24 +95,12 @@ def members(cls: type, base: type) -> list[tuple[str, Any]]:
     return [(k, v) for k, v in own.items() if inspect.isfunction(v) or isinstance(v, kinds)]
 
 
-def page() -> str:
+def generated() -> Files:
     """The whole page."""
     names = {name: getattr(fastdiff, name) for name in fastdiff.__all__}
-    return "\n\n".join([HEAD.rstrip(), *(entry(*item) for item in names.items())]) + "\n"
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python docs/api.py", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if docs/api.md is out of date")
-    options = parser.parse_args(argv)
-    text = page()
-    if options.check and PAGE.read_text() != text:
-        print("docs/api.md is not what the docstrings say: run python docs/api.py")
-        return 1
-    if not options.check:
-        PAGE.write_text(text)
-    return 0
+    parts = [HEAD.rstrip(), *(entry(*item) for item in names.items())]
+    return {DOCS / "api.md": "\n\n".join(parts) + "\n"}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__file__, __doc__, "the docstrings say", generated))

@@ -15,6 +15,22 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device, skipped where there is none")
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The folder of tiny_model.py; who writes to it copies it first."""
+    from tests import tiny_model
+
+    return tiny_model.save(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def subject(tiny):
+    """The model of that folder at guidance 2, as tune and bench quality see it."""
+    from fastdiff.cli import model
+
+    return model.subject(tiny, 2.0)
+
+
 @pytest.fixture
 def no_gradients():
     import torch

@@ -2,7 +2,6 @@
 record and its resumption, the pages that are made of it.
 """
 
-import importlib.util
 import json
 import re
 from dataclasses import replace
@@ -310,14 +309,6 @@ def test_the_best_is_the_best():
         if r["budget"] == 20 and r["errors"]
     )
     assert entries[0].score == pytest.approx(smallest) == score(entries[0].errors)
-
-
-def test_page_picture_and_readme_are_those_of_the_record():
-    spec = importlib.util.spec_from_file_location("docs_accuracy", ROOT / "docs/accuracy.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for path, text in module.generated().items():
-        assert path.read_text() == text, "python docs/accuracy.py"
 
 
 def test_the_sentence_says_what_is_best_and_under_which_conditions():

@@ -17,8 +17,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(tiny_model.save(tmp_path_factory.mktemp("model")))
+def model(tiny):
+    return str(tiny)
 
 
 def load(name):

@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 from fastdiff.cli import UserError
 from fastdiff.cli.commands import app
 from fastdiff.cli.model import built_in
+from fastdiff.cli.pictures import SHEET_GAP
 from fastdiff.plan import Plan
 from fastdiff.registry import SOLVERS
 from fastdiff.shapes import GUIDANCE
 from fastdiff.shapes.evaluate import prompts_for
 from fastdiff.shapes.oracle import judge
+from tests import docs_script
 
 PROMPT = "a red circle above a blue square"
 
@@ -155,6 +157,19 @@ def test_any_stable_diffusion_folder_runs(tmp_path):
     generate(PROMPT, "--model", tmp_path / "mine", "--steps", 2, "--out", tmp_path / "out")
     record = json.loads((tmp_path / "out" / "generate.json").read_text())
     assert record["request"]["model"] == str(tmp_path / "mine")
+
+
+def test_the_readme_shows_what_its_command_draws(tmp_path):
+    """The first picture of each row anew; `python docs/pictures.py --check` draws all of them."""
+    script = docs_script.load("pictures")
+    assert script.README.read_text() == script.readme(), "python docs/pictures.py"
+    script.draw(tmp_path, count=1)
+    grid, cell = pixels(script.PICTURE), 64 + SHEET_GAP
+    assert grid.shape == (len(script.ROWS) * cell + SHEET_GAP, 8 * cell + SHEET_GAP, 3)
+    for row in range(len(script.ROWS)):
+        top = SHEET_GAP + row * cell
+        shown = grid[top : top + 64, SHEET_GAP:cell]
+        assert abs(shown - pixels(tmp_path / f"{row}-0.png")).max() <= 1
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,6 @@ from tests.test_generate import PROMPT, pixels
 from tests.test_generate import generate as command
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return tiny_model.save(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
 def no_sampling(monkeypatch):
     def never(*_):

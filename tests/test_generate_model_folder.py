@@ -10,21 +10,15 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fastdiff.cli import UserError, model
-from tests import tiny_model
 from tests.test_generate import PROMPT, generate
 
 SCHEDULER, INDEX = "scheduler/scheduler_config.json", "model_index.json"
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return tiny_model.save(tmp_path_factory.mktemp("whole"))
-
-
 @pytest.fixture
-def folder(whole, tmp_path):
+def folder(tiny, tmp_path):
     """A copy to break."""
-    return shutil.copytree(whole, tmp_path / "model")
+    return shutil.copytree(tiny, tmp_path / "model")
 
 
 def edit(folder, name, **changes):

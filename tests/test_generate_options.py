@@ -7,13 +7,7 @@ import pytest
 
 from fastdiff.cli import UserError, main, record
 from fastdiff.cli.generate import Request
-from tests import tiny_model
 from tests.test_generate import PROMPT, generate
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return tiny_model.save(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

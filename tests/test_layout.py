@@ -48,7 +48,8 @@ ARROWS = {
     "sample_seeds": KERNELS,
     "sampling": MATHEMATICS | KERNELS | {"rings", "sample_seeds"},
     "k_diffusion": MATHEMATICS | KERNELS | {"sampling", "rings"},
-    "accuracy": MATHEMATICS | KERNELS | {"sampling", "__version__"},
+    "record_file": {"__version__"},
+    "accuracy": MATHEMATICS | KERNELS | {"sampling", "record_file"},
     "schedulers": MATHEMATICS | KERNELS,
     "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
     "recipes": set(),
@@ -57,10 +58,10 @@ ARROWS = {
     "engine": MATHEMATICS | KERNELS | {"schedulers", "sampling", "accelerate"},
     "training": {"schedules", "predictions"},
     "shapes": MATHEMATICS | {"sampling", "schedulers", "accelerate", "training"},
-    "tune": MATHEMATICS | KERNELS | {"sampling", "accuracy", "shapes"},
+    "tune": MATHEMATICS | KERNELS | {"sampling", "accuracy", "shapes", "record_file"},
     "quality": MATHEMATICS
     | {"sampling", "schedulers", "accuracy", "shapes", "tune"}
-    | {"__version__"},
+    | {"record_file"},
 }
 NO_TORCH = MATHEMATICS | {"recipes", "doctor"}
 

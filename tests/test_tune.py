@@ -18,9 +18,8 @@ from fastdiff.tune.rollout import rollout
 from fastdiff.tune.run import Task, opened
 from fastdiff.tune.score import refuse_training, score
 from fastdiff.tune.search import on_grid
-from fastdiff.tune.subject import Start, Subject
+from fastdiff.tune.subject import Start
 from fastdiff.tune.untuned import candidates, name_of, of_one_call, plan_of
-from tests import tiny_model
 
 NOISE = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -132,19 +131,6 @@ def test_the_fit_finds_a_table_that_is_known():
     assert (end - target).square().mean().sqrt().item() == pytest.approx(state.history[-1], rel=0.1)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_model.save(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def subject(folder):
-    config = model.scheduler_config(folder)
-    return Subject(
-        model.load(folder, "cpu"), model.family(folder, config), config["prediction_type"], 2.0
-    )
-
-
 def test_a_grid_starts_as_its_spacing_and_refuses_what_does_not_descend(subject):
     who = next(w for w in candidates() if of_one_call(w) and w.spacing == "karras")
     made = plan_of(subject, who, 4)
@@ -172,7 +158,7 @@ def test_scoring_on_the_training_is_refused(subject, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tuned(folder, tmp_path_factory):
+def tuned(tiny, tmp_path_factory):
     """The command on the tiny model, among four of the untuned, and its options."""
     few = [w for w in candidates() if w.solver in ("ddim", "dpmpp_2m")]
     few = [w for w in few if w.spacing in ("trailing", "karras")]
@@ -183,7 +169,7 @@ def tuned(folder, tmp_path_factory):
     options |= {"prompts": prompts, "guidance": 2.0, "seed": 10, "held_out_seed": 20}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(untuned, "contestants", lambda family: few)
-        command(str(folder), **options)
+        command(str(tiny), **options)
         yield options
 
 
@@ -228,14 +214,14 @@ def test_the_fit_is_nearer_on_its_own_seeds(tuned):
     assert all_["history"][-1] < all_["history"][0]
 
 
-def test_a_second_run_measures_nothing_and_another_one_is_refused(tuned, folder, monkeypatch):
+def test_a_second_run_measures_nothing_and_another_one_is_refused(tuned, tiny, monkeypatch):
     before = (tuned["folder"] / "tune.json").read_text()
     plan_before = (tuned["folder"] / "tuned-3.json").read_text()
-    command(str(folder), **tuned)
+    command(str(tiny), **tuned)
     assert (tuned["folder"] / "tune.json").read_text() == before
     assert (tuned["folder"] / "tuned-3.json").read_text() == plan_before
     with pytest.raises(UserError, match=r"of a run with another steps.* --folder"):
-        command(str(folder), **{**tuned, "steps": 2})
+        command(str(tiny), **{**tuned, "steps": 2})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The record of a run: JSON, written after every contestant, so that a run can be cut and resumed.
+"""The record of a run, written after every contestant (record_file.py).
 
     {"schema": 1, "made": versions, "conditions": .., "floors": .., "refused": [..], "rows": [..]}
 
@@ -9,14 +9,9 @@ are not finite.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
-from fastdiff import __version__
 from fastdiff.accuracy.contestants import (
     CLASSES_LEFT_OUT,
     EXCLUDED,
@@ -29,9 +24,20 @@ from fastdiff.accuracy.contestants import (
 )
 from fastdiff.accuracy.problem import FAMILIES, FLOORS, MIXTURES, POINTS, SAMPLES, SEED, Problem
 from fastdiff.accuracy.runs import BUDGETS, OutOfReach, measure
+from fastdiff.record_file import Kind, Record, made, save
 
-SCHEMA = 1
-Record = dict[str, Any]
+WHOSE = frozenset({"family", "solver", "side", "spacing"})
+KIND = Kind(
+    "fastdiff bench accuracy",
+    schema=1,
+    parts={"floors": dict, "excluded": list, "refused": list},
+    keys={
+        "rows": WHOSE | {"results", "metric"},
+        "refused": WHOSE | {"reason"},
+        "excluded": frozenset(),
+    },
+)
+load = KIND.load
 
 
 def conditions(budgets: Iterable[int], points: int, samples: int, seed: int) -> Record:
@@ -48,17 +54,6 @@ def conditions(budgets: Iterable[int], points: int, samples: int, seed: int) -> 
         "seed": seed,
         "floor_draws": FLOORS,
         "dtype": "float64",
-    }
-
-
-def made() -> Record:
-    """Versions that errors depend on."""
-    from importlib.metadata import version
-
-    return {
-        "fastdiff": __version__,
-        **{name: version(name) for name in ("diffusers", "torch", "numpy")},
-        "python": platform.python_version(),
     }
 
 
@@ -80,7 +75,7 @@ def run(
     other conditions or versions, or no record.
     """
     record: Record = {
-        "schema": SCHEMA,
+        "schema": KIND.schema,
         "made": made(),
         "conditions": conditions(budgets, points, samples, seed),
         "floors": {},
@@ -132,55 +127,9 @@ def excluded() -> list[Record]:
     ]
 
 
-def load(path: Path) -> Record:
-    """A record; ValueError that says what is wrong with the file."""
-    try:
-        record: Record = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} must be a record of this command as JSON: {error}") from error
-    if not _is_record(record):
-        raise ValueError(
-            f"{path} must be a record of `fastdiff bench accuracy`, schema {SCHEMA}. Another "
-            "folder as --out, or --fresh to write it anew, would do"
-        )
-    return record
-
-
-def _is_record(found: Any) -> bool:
-    """Whether it has the parts of a record, each of its kind."""
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        return False
-    rows = {"rows": {"results", "metric"}, "refused": {"reason"}, "excluded": set[str]()}
-    whose = {"family", "solver", "side", "spacing"}
-    return all(isinstance(found.get(k), dict) for k in ("made", "conditions", "floors")) and all(
-        isinstance(found.get(name), list)
-        and all(
-            isinstance(row, dict) and (name == "excluded" or row.keys() >= whose | wanted)
-            for row in found[name]
-        )
-        for name, wanted in rows.items()
-    )
-
-
-def save(path: Path, record: Record) -> None:
-    """Write it whole or not at all: a cut leaves the last state."""
-    part = path.with_name(path.name + ".part")
-    rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in record["rows"])
-    head = json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=1)
-    part.write_text(f'{head[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n', encoding="utf-8")
-    os.replace(part, path)
-
-
 def _resumed(path: Path, wanted: Record) -> Record:
-    found = load(path)
-    for name in ("made", "conditions"):
-        other = [k for k in wanted[name] if found[name].get(k) != wanted[name][k]]
-        if other:
-            raise ValueError(
-                f"{path} was measured with {', '.join(f'{k} {found[name].get(k)}' for k in other)}"
-                f"; now it is {', '.join(f'{k} {wanted[name][k]}' for k in other)}. Another "
-                "folder as --out, or --fresh to write it anew, would do"
-            )
+    """The record of a file, less who is no contestant any more."""
+    found = KIND.resumed(path, wanted)
     now = {who.key for family in FAMILIES for who in contestants(family)}
     kept = {name: [r for r in found[name] if _key(r) in now] for name in ("rows", "refused")}
     return {**found, **kept, "excluded": wanted["excluded"]}

@@ -11,11 +11,11 @@ from fastdiff.accuracy.problem import FAMILIES, SAMPLES
 from fastdiff.accuracy.record import run
 from fastdiff.accuracy.runs import BUDGETS
 from fastdiff.cli import UserError
+from fastdiff.cli.options import no_file, numbers_in, within, written_to
 from fastdiff.registry import SOLVERS, find
 
 STEM = "accuracy"
 ENDS = (".json", ".svg", ".md")
-MOST = 1000  # calls: as many as there are trained levels
 
 
 def accuracy(
@@ -29,15 +29,13 @@ def accuracy(
     """Run what out/accuracy.json lacks, then write picture and page beside it."""
     if family is not None and family not in FAMILIES:
         raise UserError(f"--family must be one of {', '.join(FAMILIES)}; got {family!r}")
-    if not 2 <= samples <= 10**6:
-        raise UserError(f"--samples must be in 2 .. 1000000; got {samples}")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out must be a folder; {out} is a file")
+    within("--samples", samples, 2, 10**6)
+    no_file("--out", out)
     chosen = frozenset(map(_solver, solver)) if solver else None
-    numbers = BUDGETS if budgets is None else numbers_in(budgets)
+    numbers = BUDGETS if budgets is None else numbers_in("--budgets", budgets, "calls", 2)
     families = tuple(FAMILIES) if family is None else (family,)
     _takes_part(families, chosen)
-    try:
+    with written_to("--out", out):
         out.mkdir(parents=True, exist_ok=True)
         for path in (out / f"{STEM}{end}" for end in ENDS):
             if path.is_dir():
@@ -53,12 +51,6 @@ def accuracy(
         )
         (out / f"{STEM}.svg").write_text(svg(record), encoding="utf-8")
         (out / f"{STEM}.md").write_text(page(record), encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"--out must be a folder that can be written; got {str(out)!r}: {error}"
-        ) from error
-    except ValueError as error:  # a file of other conditions, or no record
-        raise UserError(str(error)) from error
     print(f"{out / STEM}.json, .svg, .md")
 
 
@@ -85,14 +77,3 @@ def _solver(name: str) -> str:
     except ValueError as error:
         known = ", ".join((*SOLVERS, *(one.name for one in VARIANTS)))
         raise UserError(f"--solver must be one of {known}; got {name!r}") from error
-
-
-def numbers_in(text: str, name: str = "--budgets", least: int = 2) -> tuple[int, ...]:
-    """The numbers of an option like "5,10,20", ascending; UserError that names the option."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(p.isascii() and p.isdigit() and least <= int(p) <= MOST for p in parts):
-        what = "calls" if name == "--budgets" else "steps"
-        raise UserError(
-            f"{name} must be numbers of {what} in {least} .. {MOST}, such as 5,10,20; got {text!r}"
-        )
-    return tuple(sorted({int(part) for part in parts}))

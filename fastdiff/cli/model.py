@@ -12,6 +12,8 @@ from fastdiff.schedules import NoiseSchedule
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+    from fastdiff.tune.subject import Subject
+
 MOST_FEW_STEPS = 8  # of the student: more steps are what the teacher is for
 ELSEWHERE_GUIDANCE = 7.5  # what Stable Diffusion's own pipelines default to
 PARTS = ("unet", "vae", "text_encoder", "tokenizer")
@@ -108,6 +110,18 @@ def load(folder: Path, device: str) -> "StableDiffusionPipeline":
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def subject(folder: Path, guidance: float) -> "Subject":
+    """The pipeline of a folder as `fastdiff tune` and `fastdiff bench quality` run it."""
+    import torch
+
+    from fastdiff.tune.subject import Subject
+
+    config = scheduler_config(folder)
+    pipe = load(folder, "cpu")
+    pipe.unet.to(memory_format=torch.channels_last)
+    return Subject(pipe, family(folder, config), config["prediction_type"], guidance)
 
 
 def _json(folder: Path, name: str | Path) -> dict[str, Any]:

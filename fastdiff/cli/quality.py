@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastdiff.cli import UserError, model
-from fastdiff.cli.bench import numbers_in
+from fastdiff.cli.options import no_file, numbers_in, within, written_to
 from fastdiff.quality.page import page
 from fastdiff.quality.picture import svg
 from fastdiff.quality.record import Task, as_csv, run
@@ -39,17 +39,14 @@ def quality(
         ("--batch", batch, 1024),
         ("--threads", threads, 1024),
     ):
-        if not 1 <= value <= most:
-            raise UserError(f"{name} must be in 1 .. {most}; got {value}")
-    if not 0 <= compared <= batch:
-        raise UserError(f"--compared must be in 0 .. {batch}, the --batch; got {compared}")
-    numbers = STEPS if steps is None else numbers_in(steps, "--steps", 1)
+        within(name, value, 1, most)
+    within("--compared", compared, 0, batch, "the --batch")
+    numbers = STEPS if steps is None else numbers_in("--steps", steps, "steps", 1)
     if student is not None and not (student / "config.json").is_file():
         raise UserError(
             f"--student must be the folder of a U-Net, with its config.json; got {str(student)!r}"
         )
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out must be a folder; {out} is a file")
+    no_file("--out", out)
     task = Task(pictures, batch, compared, numbers, tuple(map(_sampler, sampler or ())))
     if reference_calls is not None:
         task = replace(task, calls=reference_calls)
@@ -59,14 +56,10 @@ def quality(
 
     from fastdiff.shapes.card import processor
     from fastdiff.shapes.fingerprint import weights_hash
-    from fastdiff.tune.subject import Subject
 
     torch.set_num_threads(threads)
     config = model.scheduler_config(home)
-    pipe = model.load(home, "cpu")
-    pipe.unet.to(memory_format=torch.channels_last)
-    family, prediction = model.family(home, config), config["prediction_type"]
-    subject = Subject(pipe, family, prediction, model.default_guidance(model.built_in()))
+    subject = model.subject(home, model.default_guidance(model.built_in()))
     pupil = None
     if student is not None:
         from diffusers import UNet2DConditionModel
@@ -80,7 +73,7 @@ def quality(
         "threads": threads,
         "device": processor(),
     }
-    try:
+    with written_to("--out", out):
         out.mkdir(parents=True, exist_ok=True)
         record = run(
             *(out, subject, config, task, origin),
@@ -90,12 +83,6 @@ def quality(
         )
         for end, text in zip(ENDS[1:], (as_csv(record), svg(record), page(record)), strict=True):
             (out / f"quality{end}").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"--out must be a folder that can be written; got {str(out)!r}: {error}"
-        ) from error
-    except ValueError as error:  # a file of other conditions, or no record
-        raise UserError(str(error)) from error
     print(f"{out / 'quality'}{', '.join(ENDS)}")
 
 

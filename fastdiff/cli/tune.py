@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.cli import UserError, model
+from fastdiff.cli.options import MOST as MOST_CALLS
+from fastdiff.cli.options import no_file, within, written_to
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,11 +39,10 @@ def tune(
             f"--prompts must be a file with a prompt a line for the model {name!r}; only the "
             f"built-in model, {BUILT_IN!r}, has its own"
         )
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--folder must be a folder; {folder} is a file")
+    no_file("--folder", folder)
     known, others = _prompts(prompts, fit, held_out)
     config = model.scheduler_config(home)
-    family = model.family(home, config)
+    model.family(home, config)  # a folder without one is refused before torch is imported
     if config.get("rescale_betas_zero_snr"):
         raise UserError(
             "the model's noisiest level must have a signal, for a grid is searched in log(sigma / "
@@ -53,14 +54,10 @@ def tune(
     from fastdiff.shapes.fingerprint import weights_hash
     from fastdiff.tune.run import Task, opened
     from fastdiff.tune.run import tune as search
-    from fastdiff.tune.subject import Start, Subject
+    from fastdiff.tune.subject import Start
 
     torch.set_num_threads(threads)
-    pipe = model.load(home, "cpu")
-    pipe.unet.to(memory_format=torch.channels_last)
-    if guidance is None:
-        guidance = model.default_guidance(home)
-    subject = Subject(pipe, family, config["prediction_type"], guidance)
+    subject = model.subject(home, model.default_guidance(home) if guidance is None else guidance)
     task = Task(
         steps,
         Start(known, tuple(range(seed, seed + fit))),
@@ -69,15 +66,12 @@ def tune(
     )
     shown = "the built-in model" if name == BUILT_IN else home.name
     origin = {"model": shown, "weights": weights_hash(home)}
-    try:
+    with written_to("--folder", folder):
         run = opened(folder, subject, task, origin, lambda text: print(text, flush=True))
-        search(run, _oracle(subject) if prompts is None else None)
-    except (ValueError, ImportError) as error:
-        raise UserError(str(error)) from error
-    except OSError as error:
-        raise UserError(
-            f"--folder must be a folder that can be written; got {str(folder)!r}: {error}"
-        ) from error
+        try:
+            search(run, _oracle(subject) if prompts is None else None)
+        except ImportError as error:  # a solver that needs SciPy
+            raise UserError(str(error)) from error
     result = run.record["result"]
     print(
         f"{folder / f'tuned-{steps}.json'}: {result['tuned']['distance']:.4f} from the reference; "
@@ -90,17 +84,13 @@ def _check(
 ) -> None:
     from fastdiff.tune.general import FEWEST, MOST
 
-    if not FEWEST <= steps <= MOST:
-        raise UserError(f"--steps must be in {FEWEST} .. {MOST}; got {steps}")
+    within("--steps", steps, FEWEST, MOST)
     for name, value in (("--fit", fit), ("--held-out", held_out)):
-        if not 1 <= value <= 10_000:
-            raise UserError(f"{name} must be in 1 .. 10000; got {value}")
-    if not 4 * steps <= fine <= 1000:
-        raise UserError(f"--fine must be in {4 * steps} .. 1000, four times --steps; got {fine}")
-    if guidance is not None and not 0 <= guidance <= 100:
-        raise UserError(f"--guidance must be in 0 .. 100; got {guidance:g}")
-    if not 1 <= threads <= 1024:
-        raise UserError(f"--threads must be in 1 .. 1024; got {threads}")
+        within(name, value, 1, 10_000)
+    within("--fine", fine, 4 * steps, MOST_CALLS, "four times --steps")
+    if guidance is not None:
+        within("--guidance", guidance, 0, 100)
+    within("--threads", threads, 1, 1024)
 
 
 def _prompts(file: Path | None, fit: int, held_out: int) -> tuple[tuple[str, ...], tuple[str, ...]]:

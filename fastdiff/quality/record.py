@@ -1,4 +1,4 @@
-"""The record of a run: JSON, written after every measurement, so that a run can be cut and resumed.
+"""The record of a run, written after every measurement (record_file.py).
 
     {"schema": 1, "made": versions, "conditions": .., "refused": {..}, "rows": [..]}
 
@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import os
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdiff import __version__
 from fastdiff.quality.ranking import Row, rows
 from fastdiff.quality.runs import REFERENCE, measure, reference_of
 from fastdiff.quality.samplers import (
@@ -31,12 +27,14 @@ from fastdiff.quality.samplers import (
     samplers,
     scheduler_of,
 )
+from fastdiff.record_file import Kind, Record, made
+from fastdiff.record_file import save as save_rows
 from fastdiff.shapes.evaluate import prompts_for
 from fastdiff.tune.subject import Start, Subject
 
-SCHEMA = 1
+KIND = Kind("fastdiff bench quality", schema=1, parts={"refused": dict, "left_out": dict})
+load = KIND.load
 SEED = 300_000  # of picture 0: no seed of `fastdiff tune MODEL`
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,17 +54,6 @@ class Task:
             tuple(prompts_for(self.pictures, one=False, seed=0)),
             tuple(range(SEED, SEED + self.pictures)),
         )
-
-
-def made() -> Record:
-    """Versions that numbers depend on."""
-    from importlib.metadata import version
-
-    return {
-        "fastdiff": __version__,
-        **{name: version(name) for name in ("diffusers", "torch", "numpy")},
-        "python": platform.python_version(),
-    }
 
 
 def conditions(subject: Subject, task: Task, origin: Record) -> Record:
@@ -101,10 +88,10 @@ def run(
     """
     path = folder / "quality.json"
     wanted = conditions(subject, task, origin)
-    record: Record = {"schema": SCHEMA, "made": made(), "conditions": wanted}
+    record: Record = {"schema": KIND.schema, "made": made(), "conditions": wanted}
     record |= {"left_out": LEFT_OUT, "refused": {}, "rows": []}
     if path.exists() and not fresh:
-        record = _resumed(path, record)
+        record = {**KIND.resumed(path, record), "left_out": record["left_out"]}
     whole = task.start()
     compared = min(task.compared, task.pictures, task.batch)
     reference = None
@@ -151,46 +138,9 @@ def _row(record: Record, model: str, name: str, steps: int) -> Record:
     return row
 
 
-def load(path: Path) -> Record:
-    """A record; ValueError that says what is wrong with the file."""
-    try:
-        record: Record = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} must be a record of this command as JSON: {error}") from error
-    kinds = {"made": dict, "conditions": dict, "refused": dict, "left_out": dict, "rows": list}
-    if (
-        not isinstance(record, dict)
-        or record.get("schema") != SCHEMA
-        or any(not isinstance(record.get(name), kind) for name, kind in kinds.items())
-    ):
-        raise ValueError(
-            f"{path} must be a record of `fastdiff bench quality`, schema {SCHEMA}. Another "
-            "folder as --out, or --fresh to write it anew, would do"
-        )
-    return record
-
-
 def save(path: Path, record: Record) -> None:
-    """Write it whole or not at all; rows without a part are left out."""
-    part = path.with_name(path.name + ".part")
-    lines = ",\n  ".join(json.dumps(r, allow_nan=False) for r in record["rows"] if r["parts"])
-    head = json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=1)
-    part.write_text(f'{head[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
-    os.replace(part, path)
-
-
-def _resumed(path: Path, wanted: Record) -> Record:
-    found = load(path)
-    for name in ("made", "conditions"):
-        keys = dict.fromkeys((*wanted[name], *found[name]))
-        other = [k for k in keys if found[name].get(k) != wanted[name].get(k)]
-        if other:
-            raise ValueError(
-                f"{path} was measured with {', '.join(f'{k} {found[name].get(k)}' for k in other)}"
-                f"; now it is {', '.join(f'{k} {wanted[name].get(k)}' for k in other)}. Another "
-                "folder as --out, or --fresh to write it anew, would do"
-            )
-    return {**found, "left_out": wanted["left_out"]}
+    """Write it; rows without a part are left out."""
+    save_rows(path, {**record, "rows": [row for row in record["rows"] if row["parts"]]})
 
 
 def as_csv(record: Record) -> str:

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.schedulers.custom import without_shift
-from fastdiff.schedulers.fused import Entry, Place, draw
+from fastdiff.schedulers.fused import Entry, Place
+from fastdiff.schedulers.operands import draw
 from fastdiff.schedulers.stateless import (
     BOUNDED,
     StatelessStep,

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fastdiff.schedulers.dpmsolver_multistep import LEARNED
 from fastdiff.schedulers.flow_levels import FlowLevels
-from fastdiff.schedulers.fused import Place, draw, over, promote
+from fastdiff.schedulers.fused import Place, over
 from fastdiff.schedulers.multistep import Multistep
+from fastdiff.schedulers.operands import draw, promote
 from fastdiff.schedulers.quirks import parameters
 from fastdiff.solvers.singlestep import update
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from fastdiff.predictions import Conversion, edm
 from fastdiff.schedulers.custom import as_many, descending, one_run, run_ends, vector, without_shift
 from fastdiff.schedulers.euler import EulerStep
-from fastdiff.schedulers.fused import Entry, Place, draw, promote, within
+from fastdiff.schedulers.fused import Entry, Place, within
 from fastdiff.schedulers.multistep import Multistep
+from fastdiff.schedulers.operands import draw, promote
 from fastdiff.schedulers.quirks import parameters
 from fastdiff.solvers.euler import euler
 from fastdiff.solvers.row import Grid, Row

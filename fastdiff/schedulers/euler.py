@@ -29,8 +29,9 @@ from fastdiff.schedulers.custom import (
     whole_steps,
     without_shift,
 )
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, within
 from fastdiff.schedulers.models import of_betas
+from fastdiff.schedulers.operands import draw, promote
 from fastdiff.schedulers.timestep import INTEGERS, an_index
 from fastdiff.solvers.euler import euler, euler_ancestral
 from fastdiff.solvers.row import Grid, Row

@@ -18,7 +18,8 @@ from torch import Tensor
 from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import vector, whole_steps
 from fastdiff.schedulers.flow_levels import noisy, shiftable
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, within
+from fastdiff.schedulers.operands import draw, promote
 from fastdiff.schedulers.timestep import INTEGERS, an_index
 from fastdiff.solvers.row import Row, Weights
 from fastdiff.table import encode

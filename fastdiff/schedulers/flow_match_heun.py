@@ -25,7 +25,8 @@ from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import as_many, one_run, vector
 from fastdiff.schedulers.flow_levels import shiftable
 from fastdiff.schedulers.flow_match import FlowMatch
-from fastdiff.schedulers.fused import Entry, Place, draw, promote, within
+from fastdiff.schedulers.fused import Entry, Place, within
+from fastdiff.schedulers.operands import draw, promote
 from fastdiff.schedulers.timestep import INTEGERS, an_index
 from fastdiff.solvers.row import Row, Weights
 from fastdiff.table import encode

@@ -28,7 +28,6 @@ from fastdiff import backends
 from fastdiff.ops.affine_step import affine_step
 from fastdiff.schedulers.guidance import Deferred
 from fastdiff.schedulers.native import native
-from fastdiff.schedulers.operands import draw, promote
 from fastdiff.schedulers.rows import Entry, Place, Rows, shared
 from fastdiff.schedulers.spaced import spaced
 from fastdiff.schedulers.threshold import thresholded
@@ -369,4 +368,4 @@ def over(i: int, steps: int) -> IndexError:
     )
 
 
-__all__ = ["Entry", "FusedStep", "Place", "Rows", "State", "draw", "over", "promote", "within"]
+__all__ = ["Entry", "FusedStep", "Place", "Rows", "State", "over", "within"]

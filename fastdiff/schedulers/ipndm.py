@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fastdiff.predictions import convert
 from fastdiff.schedulers.custom import as_many, descending, one_run, run_ends, vector, without_shift
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, promote, within
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, within
+from fastdiff.schedulers.operands import promote
 from fastdiff.schedulers.quirks import least_signal
 from fastdiff.solvers.adams import EQUAL, MOST
 from fastdiff.solvers.row import NOISE, Row, Weights

@@ -25,8 +25,9 @@ from fastdiff.schedulers.custom import (
     times_to_run,
     without_shift,
 )
-from fastdiff.schedulers.fused import Entry, Place, draw, over
+from fastdiff.schedulers.fused import Entry, Place, over
 from fastdiff.schedulers.models import of_betas
+from fastdiff.schedulers.operands import draw
 from fastdiff.schedulers.two_calls import TwoCalls
 from fastdiff.solvers.euler import euler
 from fastdiff.solvers.kdpm2 import split

@@ -21,8 +21,9 @@ from fastdiff.schedulers.custom import (
     times_to_run,
     without_shift,
 )
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, promote, within
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, within
 from fastdiff.schedulers.models import of_betas
+from fastdiff.schedulers.operands import promote
 from fastdiff.schedulers.quirks import parameters_of_lms
 from fastdiff.solvers.adams import adams
 from fastdiff.solvers.row import NOISE, Grid, Row, Weights

@@ -29,7 +29,8 @@ from fastdiff.schedulers.flow_levels import (
     respaced,
     upright,
 )
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, within
+from fastdiff.schedulers.operands import draw, promote
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.row import NOISE, Grid, Row, Weights
 from fastdiff.table import conversion, encode, noise_from_data, trimmed

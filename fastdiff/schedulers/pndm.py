@@ -27,7 +27,8 @@ from torch import Tensor
 
 from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import without_shift
-from fastdiff.schedulers.fused import Entry, Place, Rows, over, promote
+from fastdiff.schedulers.fused import Entry, Place, Rows, over
+from fastdiff.schedulers.operands import promote
 from fastdiff.schedulers.stateless import ByTimestep, step_grid
 from fastdiff.solvers.adams import EQUAL, MOST
 from fastdiff.solvers.row import Row, Weights

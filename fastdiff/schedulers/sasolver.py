@@ -28,7 +28,8 @@ from fastdiff.schedulers.custom import (
     vector,
 )
 from fastdiff.schedulers.flow_levels import in_a_flow, respaced
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, within
+from fastdiff.schedulers.operands import draw, promote
 from fastdiff.schedulers.timestep import host_value, view_index
 from fastdiff.solvers.row import Grid, Row, Weights
 from fastdiff.solvers.sa import orders_of, sa_solver

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from fastdiff.predictions import convert
 from fastdiff.schedulers.custom import descending, one_run, vector, without_shift
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, within
+from fastdiff.schedulers.operands import draw, promote
 from fastdiff.solvers.consistency import consistency
 from fastdiff.solvers.row import Grid
 from fastdiff.table import encode

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import as_many, descending, one_run, vector
-from fastdiff.schedulers.fused import FusedStep, Place, Rows, State, promote
+from fastdiff.schedulers.fused import FusedStep, Place, Rows, State
 from fastdiff.schedulers.models import of_betas
+from fastdiff.schedulers.operands import promote
 from fastdiff.schedulers.timestep import host_value, view_index
 from fastdiff.solvers.row import Grid
 from fastdiff.table import OFF, Clip, conversion

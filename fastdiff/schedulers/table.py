@@ -22,7 +22,8 @@ from torch import Tensor
 from fastdiff.plan import Plan
 from fastdiff.schedulers.custom import vector
 from fastdiff.schedulers.flow_levels import noisy, shiftable
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, State, draw, over, promote
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, State, over
+from fastdiff.schedulers.operands import draw, promote
 from fastdiff.schedulers.rows import Rows
 from fastdiff.schedulers.table_arguments import (
     check_generator,

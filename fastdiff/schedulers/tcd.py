@@ -16,7 +16,8 @@ import torch
 from diffusers.schedulers.scheduling_tcd import TCDSchedulerOutput
 from torch import Tensor
 
-from fastdiff.schedulers.fused import Entry, Place, draw, promote
+from fastdiff.schedulers.fused import Entry, Place
+from fastdiff.schedulers.operands import draw, promote
 from fastdiff.schedulers.stateless import first_conversion, step_grid
 from fastdiff.schedulers.trained_steps import TrainedSteps
 from fastdiff.solvers.row import Row, Weights

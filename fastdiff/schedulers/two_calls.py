@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, Rows, over, promote
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, Rows, over
+from fastdiff.schedulers.operands import promote
 
 
 class TwoCalls(FusedStep):

@@ -30,8 +30,9 @@ from fastdiff.schedulers.flow_levels import (
     shift_of,
     upright,
 )
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, promote, within
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, within
 from fastdiff.schedulers.native import native
+from fastdiff.schedulers.operands import promote
 from fastdiff.solvers.row import Grid, Row, Weights
 from fastdiff.solvers.unipc import order_of, unipc
 from fastdiff.table import OFF, Clip, conversion, encode, noise_from_data

@@ -9,7 +9,6 @@ FOLDER/tuned-N.md          its card
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from fastdiff.accuracy.contestants import Contestant
 from fastdiff.plan import Plan
+from fastdiff.record_file import write
 from fastdiff.shapes import checkpoint
 from fastdiff.tune.card import card
 from fastdiff.tune.gauss_newton import State
@@ -61,9 +61,7 @@ class Run:
 
     def save(self) -> None:
         """Write tune.json whole or not at all."""
-        part = self.folder / "tune.json.part"
-        part.write_text(json.dumps(self.record, indent=1), encoding="utf-8")
-        os.replace(part, self.folder / "tune.json")
+        write(self.folder / "tune.json", json.dumps(self.record, indent=1))
 
     def keep(self, name: str, key: str) -> Callable[[State], None]:
         """A function that saves the state of a fit."""
