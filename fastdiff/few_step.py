@@ -64,7 +64,7 @@ def few_step(
             f"pipe must be a pipeline with a scheduler of diffusers; got a {type(pipe).__name__} "
             f"whose scheduler is a {type(scheduler).__name__}"
         )
-    _noise(found, scheduler)
+    _noise(found, scheduler, pipe)
     network = _network(found, pipe)
     _steps(found, steps, checkpoint_steps, pipe)
     steps = int(steps)
@@ -78,7 +78,7 @@ def few_step(
     return call
 
 
-def _noise(recipe: Recipe, scheduler: Any) -> None:
+def _noise(recipe: Recipe, scheduler: Any, pipe: Any) -> None:
     """Raise unless the scheduler is of a model with the recipe's noise and prediction."""
     config = scheduler.config
     prediction = config.get("prediction_type")
@@ -89,7 +89,7 @@ def _noise(recipe: Recipe, scheduler: Any) -> None:
     else:
         family = "vp" if hasattr(scheduler, "alphas_cumprod") else "other"
     if family != recipe.family:
-        fits = [name for name, row in recipes.RECIPES.items() if row.family == family]
+        fits = _fitting(pipe, family)
         would = f"recipe must be one of {', '.join(fits)}" if fits else "no recipe is for it"
         raise ValueError(
             f"recipe {recipe.name!r} is for {FAMILIES[recipe.family]}; by its "
@@ -113,27 +113,41 @@ def _network(recipe: Recipe, pipe: Any) -> Mapping[str, Any]:
             f"pipe must have a {wanted.part}, of {wanted.name}, for the recipe {recipe.name!r}; "
             f"got a {type(pipe).__name__} without"
         )
-    names = {cls.__name__ for cls in type(network).__mro__}
-    if wanted.classes and names.isdisjoint(wanted.classes):
+    fits = _fitting(pipe, recipe.family)
+    would = f". Recipes for this one: {', '.join(fits)}" if fits else ". No recipe is for it"
+    if not _is_of(network, wanted.classes):
         raise ValueError(
             f"pipe.{wanted.part} must be a {' or '.join(wanted.classes)}, of {wanted.name}, for "
-            f"the recipe {recipe.name!r}; got a {type(network).__name__}"
+            f"the recipe {recipe.name!r}; got a {type(network).__name__}{would}"
         )
     for key, value in wanted.config.items():
         if config.get(key) != value:
-            fits = [
-                name
-                for name, row in recipes.RECIPES.items()
-                if row.family == recipe.family
-                and row.network.part == wanted.part
-                and all(config.get(k) == v for k, v in row.network.config.items())
-            ]
-            would = f" Recipes for this one: {', '.join(fits)}" if fits else ""
             raise ValueError(
                 f"pipe.{wanted.part} must be of {wanted.name} for the recipe {recipe.name!r}: "
-                f"{key} {value!r} in its config; got {config.get(key)!r}.{would}"
+                f"{key} {value!r} in its config; got {config.get(key)!r}{would}"
             )
     return config
+
+
+def _fitting(pipe: Any, family: str) -> list[str]:
+    """The recipes for a pipeline's network, with noise of that family."""
+    fits = []
+    for name, row in recipes.RECIPES.items():
+        network = getattr(pipe, row.network.part, None)
+        config = getattr(network, "config", None)
+        if (
+            row.family == family
+            and isinstance(config, Mapping)
+            and _is_of(network, row.network.classes)
+            and all(config.get(key) == value for key, value in row.network.config.items())
+        ):
+            fits.append(name)
+    return fits
+
+
+def _is_of(network: Any, classes: tuple[str, ...]) -> bool:
+    """Whether a network is of one of the classes, told by their names; of any if there are none."""
+    return not classes or any(cls.__name__ in classes for cls in type(network).__mro__)
 
 
 def _steps(recipe: Recipe, steps: Any, checkpoint: Any, pipe: Any) -> None:
@@ -231,6 +245,8 @@ def _scheduler(recipe: Recipe, steps: int, old: Any) -> SchedulerMixin:
     if recipe.timesteps is None:
         own = inspect.signature(cls.set_timesteps).parameters
         call = {k: v for k, v in recipe.arguments(steps).items() if k in own}
+        if options.get("use_dynamic_shifting"):
+            call["mu"] = options["max_shift"]  # a pipeline's is of its pictures' size
         try:
             cls.from_config(old.config, **options).set_timesteps(**call)
         except ValueError as error:

@@ -43,6 +43,8 @@ FLUX: dict[str, Any] = {
     "transformer": ("FluxTransformer2DModel", {"guidance_embeds": False}),
     "vae": ("AutoencoderKL", {"scaling_factor": 0.3611}),
 }
+DEV = FLUX | {"transformer": ("FluxTransformer2DModel", {"guidance_embeds": True})}
+SD3 = FLUX | {"transformer": ("SD3Transformer2DModel", {})}
 SANA: dict[str, Any] = {
     "scheduler": ("SCMScheduler", {"prediction_type": "trigflow", "sigma_data": 0.5}),
     "transformer": ("SanaTransformer2DModel", {"guidance_embeds": True}),
@@ -208,7 +210,12 @@ def test_every_trap_has_its_case():
         ("lcm-lora", SD, "lcm-lora"),
         ("anything", FLUX, "flux-schnell"),
         ("anything", SANA, "sana-sprint"),
-        ("anything", changed(FLUX, "transformer", guidance_embeds=True), None),  # dev
+        ("anything", DEV, None),
+        ("Hyper-FLUX.1-dev-8steps", DEV, "hyper-flux"),
+        ("Hyper-SD3-8steps-CFG", SD3, "hyper-sd3"),
+        ("pcm_deterministic_4step_shift1", SD3, "pcm-sd3"),
+        ("pcm_deterministic_4step_shift3", SD3, "pcm-sd3-shift3"),
+        ("pcm_stochastic_shift3", SD3, "pcm-sd3-stochastic"),
     ],
 )
 def test_the_checkpoint_is_guessed(tmp_path, name, parts, recipe):

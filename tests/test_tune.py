@@ -147,7 +147,9 @@ def test_scoring_on_the_training_is_refused(subject, tmp_path):
     made = fastdiff.Plan(**{**vars(subject.plan("ddim", 2, "trailing")), "about": about})
     for start, message in (
         (Start(("a blue cross",), (5,)), r"seeds must be others .* got \[5\].* from 6 on would do"),
+        (Start(("a blue cross",), (5 + 2**32,)), r"of which 32 bits count; got \[4294967301\]"),
         (Start(("a red circle",), (6,)), "prompts must be others .* got 'a red circle'"),
+        (Start(("A red  circle",), (6,)), "prompts must be others .* got 'A red  circle'"),
     ):
         with pytest.raises(ValueError, match=message):
             score(subject, made, start, torch.zeros(1, 4, 16, 16))
@@ -155,6 +157,20 @@ def test_scoring_on_the_training_is_refused(subject, tmp_path):
             opened(tmp_path / "new", subject, Task(2, fitted, start, 8), {})
     assert not (tmp_path / "new").exists()
     refuse_training(made.about["tuned"], other)
+    noise = subject.noise((5, 5 + 2**32))
+    assert torch.equal(noise[0], noise[1])
+
+
+def test_fine_runs_of_other_conditions_are_not_taken(subject, tmp_path):
+    """An interruption before the first fit leaves them, and what they are of."""
+    start, other = Start(("a red circle",), (5,)), Start(("a blue cross",), (6,))
+    run = opened(tmp_path, subject, Task(2, start, other, 8), {})
+    run.target("fit", start)
+    with pytest.raises(ValueError, match=r"of a run with another fit\. Another --folder"):
+        opened(tmp_path, subject, Task(2, Start(start.prompts, (7,)), other, 8), {})
+    (tmp_path / "tune.json").unlink()
+    with pytest.raises(ValueError, match=r"tune.json must say of which run fit.pt beside it"):
+        opened(tmp_path, subject, Task(2, start, other, 8), {})
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +248,8 @@ def test_a_second_run_measures_nothing_and_another_one_is_refused(tuned, tiny, m
         ({"fine": 19}, "--fine must be in 20 .. 1000, four times --steps; got 19"),
         ({"guidance": -1.0}, "--guidance must be in 0 .. 100; got -1"),
         ({"threads": 0}, "--threads must be in 1"),
+        ({"seed": -1}, r"--seed must be in 0 \.\. 2\*\*63 - 64; got -1"),
+        ({"held_out_seed": 2**63}, r"--held-out-seed must be in 0 \.\. 2\*\*63 - 96; got 9"),
         ({"held_out_seed": 100_063}, r"seeds must be others.*got \[100063\].*100064 on would do"),
     ],
 )

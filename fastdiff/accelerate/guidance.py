@@ -56,7 +56,8 @@ def _deferred(out: Any, mine: choice.Tally, halves: bool) -> Any:
     if len(out) != 1 or not (listed or isinstance(out, BaseOutput)):
         return out
     tensor = out[0]
-    if type(tensor) is not Tensor or tensor.requires_grad or (halves and len(tensor) % 2):
+    # of three an odd number may be: that is counted, too
+    if type(tensor) is not Tensor or tensor.requires_grad or (halves and len(tensor) < 2):
         return out
     if tensor.dtype not in WIDE and mine.guidance == "exact":
         name = str(tensor.dtype).removeprefix("torch.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.cli import UserError, model
+from fastdiff.cli.generate import SEEDS
 from fastdiff.cli.options import MOST as MOST_CALLS
 from fastdiff.cli.options import no_file, within, written_to
 
@@ -33,6 +34,9 @@ def tune(
 ) -> None:
     """Run what the folder lacks, then write plan and card there."""
     _check(steps, fit, held_out, fine, guidance, threads)
+    for option, first, count in (("seed", seed, fit), ("held-out-seed", held_out_seed, held_out)):
+        if not 0 <= first <= SEEDS - count:
+            raise UserError(f"--{option} must be in 0 .. 2**63 - {count}; got {first}")
     home = model.built_in() if name == BUILT_IN else Path(name)
     if prompts is None and name != BUILT_IN:
         raise UserError(

@@ -107,7 +107,8 @@ class Recipe:
         own: dict[str, Any] = {"num_inference_steps": steps}
         if self.timesteps is not None:
             own |= {"timesteps": list(self.timesteps)}
-        return {**own, **self.call, **self._variant(steps).call}
+        given = {**own, **self.call, **self._variant(steps).call}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
 
     def guided(self, steps: int, embedded: bool = False) -> Guidance:
         """The guidance for a number of steps; embedded: the network takes the scale as an input."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from types import MappingProxyType
 
+from fastdiff.recipes.flows import FLOWS
 from fastdiff.recipes.recipe import Guidance, Network, Recipe, Variant, frozen
 
 _NONE = Guidance(0.0)
@@ -12,12 +12,6 @@ _PLAIN = {"time_cond_proj_dim": None}
 _UNET = Network("Stable Diffusion 1, 2 and XL", "unet", frozen(**_PLAIN))
 _SD = Network("Stable Diffusion 1 and 2", "unet", frozen(addition_embed_type=None, **_PLAIN))
 _SDXL = Network("Stable Diffusion XL", "unet", frozen(addition_embed_type="text_time", **_PLAIN))
-_FLUX = Network(
-    "FLUX.1-schnell", "transformer", frozen(guidance_embeds=False), ("FluxTransformer2DModel",)
-)
-_SANA = Network(
-    "SANA-Sprint", "transformer", frozen(guidance_embeds=True), ("SanaTransformer2DModel",)
-)
 
 _EPSILON = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
 _UNBOUNDED = {"clip_sample": False, "thresholding": False}
@@ -36,16 +30,6 @@ _EULER = frozen(
 )
 _DDIM = frozen(timestep_spacing="trailing", set_alpha_to_one=False, **_UNBOUNDED, **_EPSILON)
 _LCM = frozen(**_UNBOUNDED, **_EPSILON)
-_FLOW = frozen(
-    shift=1.0,
-    use_dynamic_shifting=False,
-    shift_terminal=None,
-    stochastic_sampling=False,
-    invert_sigmas=False,
-    use_karras_sigmas=False,
-    use_exponential_sigmas=False,
-    use_beta_sigmas=False,
-)
 
 _HUB = "https://huggingface.co"
 _LCM_DOCS = f"{_HUB}/docs/diffusers/using-diffusers/inference_with_lcm"
@@ -150,8 +134,8 @@ ROWS = (
         ),
         sources=("arXiv:2404.13686", f"{_HUB}/ByteDance/Hyper-SD"),
         known="The LoRAs with CFG in their name (8 and 12 steps) take guidance 5 to 8. The card "
-        "inherits set_alpha_to_one=False of Stable Diffusion's config. Those for SD3 and FLUX run "
-        "on these models' own schedulers",
+        "inherits set_alpha_to_one=False of Stable Diffusion's config. Those for SD3 and "
+        "FLUX.1-dev are hyper-sd3 and hyper-flux",
     ),
     Recipe(
         "hyper-sd-1step",
@@ -208,37 +192,10 @@ ROWS = (
         config=_DDIM,
         sources=("arXiv:2405.18407", f"{_HUB}/wangfuyun/PCM_Weights"),
         known="smallcfg LoRAs take guidance up to 2, normalcfg ones 2 to 9, less at fewer steps "
-        "(2.5 to 3.5 at 4, 3 to 6 at 8); the LCM-like one is lcm-lora. Those for SD3 have a grid "
-        "of their own, which is not here",
+        "(2.5 to 3.5 at 4, 3 to 6 at 8); the LCM-like one is lcm-lora. Those for SD3 are pcm-sd3, "
+        "pcm-sd3-shift3 and pcm-sd3-stochastic",
     ),
-    Recipe(
-        "flux-schnell",
-        "FlowMatchEulerDiscreteScheduler",
-        "flow",
-        ("flow_prediction",),
-        _FLUX,
-        steps=(1, 2, 3, 4),
-        guidance=_NONE,
-        config=_FLOW,
-        call=frozen(max_sequence_length=256),
-        sources=(f"{_HUB}/black-forest-labs/FLUX.1-schnell",),
-        known="No shift of the levels, unlike FLUX.1-dev",
-    ),
-    Recipe(
-        "sana-sprint",
-        "SCMScheduler",
-        "trigflow",
-        ("trigflow",),
-        _SANA,
-        steps=(1, 2, 3, 4),
-        guidance=Guidance(4.5, ((1.0, math.inf),)),
-        config=frozen(prediction_type="trigflow", sigma_data=0.5),
-        call=frozen(max_timesteps=1.57080, intermediate_timesteps=None),
-        by_steps=MappingProxyType({2: Variant(call=frozen(intermediate_timesteps=1.3))}),
-        sources=("arXiv:2503.09641", f"{_HUB}/docs/diffusers/api/pipelines/sana_sprint"),
-        known="The scale of guidance is an input of the network; 4.5 is the pipeline's, a range is "
-        "not published there. The angle 1.3 is of two steps alone",
-    ),
+    *FLOWS,
 )
 
 __all__ = ["ROWS"]

@@ -41,8 +41,9 @@ DONE_AT_ONCE = (  # operators that Python looks up in the class
     *("__neg__", "__pos__", "__abs__", "__invert__", "__bool__", "__float__", "__int__"),
     *("__index__", "__complex__", "__len__", "__iter__", "__reversed__", "__getitem__"),
     *("__setitem__", "__repr__", "__format__", "__array__", "__dlpack__", "__dlpack_device__"),
-    "__reduce_ex__",
+    *("__array_wrap__", "__reduce_ex__"),
 )
+SET = ("data", "grad", "requires_grad")  # attributes that one may set
 
 
 class Answer:
@@ -85,8 +86,9 @@ class Deferred:
     c u g  None where there is none
     """
 
-    __slots__ = ("__weakref__", "_answers", "_base", "_c", "_g", "_made", "_u")
-    __array_ufunc__ = None  # NumPy's numbers leave the operator to us
+    # __dict__: TorchDynamo guards on it
+    __slots__ = ("__dict__", "__weakref__", "_answers", "_base", "_c", "_g", "_made", "_u")
+    __array_priority__ = Tensor.__array_priority__  # NumPy's numbers leave the operator to us
     __hash__ = object.__hash__
 
     def __init__(
@@ -180,9 +182,12 @@ class Deferred:
         return self._made
 
     def __getattr__(self, name: str) -> Any:
-        if name in ABOUT:
-            return getattr(self._c if self._base is None else self._base, name)
-        return getattr(self.tensor(name), name)
+        if name not in ABOUT:
+            return getattr(self.tensor(name), name)
+        known = self._made  # somebody has it, and may have changed it
+        if known is None:
+            known = self._c if self._base is None else self._base
+        return getattr(known, name)
 
     @classmethod
     def __torch_function__(
@@ -201,13 +206,22 @@ def value(thing: Any, why: str) -> Any:
 def _at_once(name: str) -> Callable[..., Any]:
     why = name.strip("_")
 
-    def operator(self: Deferred, *others: Any) -> Any:
+    def operator(self: Deferred, *others: Any, **options: Any) -> Any:
         operands = [value(other, why) for other in others]
-        return getattr(self.tensor(why), name)(*operands)
+        return getattr(self.tensor(why), name)(*operands, **options)
 
     return operator
+
+
+def _set(name: str) -> property:
+    def put(self: Deferred, what: Any) -> None:
+        setattr(self.tensor(name), name, value(what, name))
+
+    return property(lambda self: self.__getattr__(name), put)
 
 
 for _name in DONE_AT_ONCE:
     if _name not in vars(Deferred) or _name in ("__repr__", "__reduce_ex__"):
         setattr(Deferred, _name, _at_once(_name))
+for _name in SET:
+    setattr(Deferred, _name, _set(_name))

@@ -138,8 +138,16 @@ def opened(
                 "would do"
             )
         record = found
+    elif found := [p.name for p in (folder / "fit.pt", folder / "held_out.pt") if p.exists()]:
+        raise ValueError(
+            f"{path} must say of which run {' and '.join(found)} beside it are; got no such file. "
+            "Another --folder would do"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    return Run(folder, subject, task, origin, tell, record)
+    run = Run(folder, subject, task, origin, tell, record)
+    if not path.exists():
+        run.save()  # before the fine runs, which it says the conditions of
+    return run
 
 
 def tune(run: Run, verdict: Verdict | None = None) -> Plan:

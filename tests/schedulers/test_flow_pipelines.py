@@ -148,36 +148,3 @@ def test_a_table_of_other_levels_is_refused(parts):
     plan = fastdiff.plan("flow_euler", steps=STEPS, noise="flow", prediction="flow_prediction")
     with pytest.raises(ValueError, match=r"^sigmas must be the levels of the table \(sigma\)"):
         picture(parts, "flux img2img", fastdiff.TableScheduler(plan))
-
-
-@pytest.mark.parametrize("steps", [1, 4])
-def test_few_step_of_schnell_is_its_card(steps):
-    """The card: no guidance, its own scheduler, which does not shift; ours starts from dev's."""
-    parts = flow_pipelines.networks("flux", guidance_embeds=False)
-    dev = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    pipe = flow_pipelines.pipeline("flux", dev, parts)
-    call = fastdiff.few_step(pipe, "flux-schnell", steps)
-    assert type(pipe.scheduler) is fastdiff.FlowMatchEulerDiscreteScheduler
-    own = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
-    theirs = flow_pipelines.pipeline("flux", own, parts)
-    card = {"num_inference_steps": steps, "guidance_scale": 0.0, "max_sequence_length": 256}
-    assert call == card
-    a, b = (
-        p(**flow_pipelines.inputs("flux") | c).images for p, c in ((pipe, call), (theirs, card))
-    )
-    assert_same(a, b)
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("flux", r"of FLUX.1-schnell .*guidance_embeds False in its config; got True"),  # dev
-        ("sd3", "must be a FluxTransformer2DModel, of FLUX.1-schnell, .*got a SD3Transformer2D"),
-    ],
-)
-def test_few_step_of_schnell_on_another_flow_is_refused(parts, kind, message):
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    pipe = flow_pipelines.pipeline(kind, scheduler, parts(kind))
-    with pytest.raises(ValueError, match=message):
-        fastdiff.few_step(pipe, "flux-schnell", 4)
-    assert pipe.scheduler is scheduler

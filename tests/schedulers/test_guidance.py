@@ -91,6 +91,23 @@ def test_in_16_bits_the_kernel_rounds_guidance_to_float32():
     assert torch.equal(fused, wide.to(torch.bfloat16))
 
 
+def slope(e):
+    e.requires_grad = True
+    assert e.requires_grad
+    (e**2).sum().backward()
+    return e.grad
+
+
+def lifted(e):
+    e.unsqueeze_(0)
+    return torch.zeros(e.shape)
+
+
+def replaced(e):
+    e.data = torch.ones(3)
+    return e + 1
+
+
 def other_uses():
     std = lambda u, c: plain(u, c) * (c.std(dim=(1, 2, 3), keepdim=True) + 1)  # noqa: E731
     return {
@@ -112,6 +129,13 @@ def other_uses():
         "converted": lambda u, c: torch.from_numpy(np.asarray(plain(u, c))),
         "pickled": lambda u, c: pickle.loads(pickle.dumps(plain(u, c))),
         "copied": lambda u, c: copy.deepcopy(plain(u, c)),
+        "NumPy's copy": lambda u, c: torch.from_numpy(np.array(plain(u, c))),
+        "NumPy's function": lambda u, c: torch.as_tensor(np.add(plain(u, c), 1)),
+        "NumPy's on the left": lambda u, c: np.float64(2) * plain(u, c),
+        "compiled": lambda u, c: torch.compile(torch.sin, backend="eager")(plain(u, c)),
+        "a gradient of it": lambda u, c: slope(plain(u, c)),
+        "another shape in place": lambda u, c: lifted(plain(u, c)),
+        "other values in place": lambda u, c: replaced(plain(u, c)),
     }
 
 
@@ -220,6 +244,34 @@ def test_pictures_have_the_same_bits():
         fastdiff.accelerate(pipe)
         assert np.array_equal(tiny_pipelines.pictures(pipe), without)
         assert told(pipe) == {"scheduler": {"in the step": 2}}
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_perturbed_attention_is_counted(prompts):
+    """Of three outputs, whether or not their number is even."""
+    plain = unet_pipeline()
+    parts = plain.components | {"image_encoder": None}
+    pipe = diffusers.StableDiffusionPAGPipeline(
+        **parts, pag_applied_layers=["down"], requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    fastdiff.accelerate(pipe)
+    text = torch.randn(prompts, tiny_pipelines.TOKENS, tiny_pipelines.WIDTH)
+    given = {"prompt_embeds": text, "negative_prompt_embeds": -text, "pag_scale": 3.0}
+    made = call(pipe, **given)
+    assert told(pipe) == {"unet": {"before the step: chunk": 2}}
+    fastdiff.accelerate(pipe, guidance="off")
+    assert torch.equal(call(pipe, **given), made)
+
+
+def test_three_prompts_without_guidance():
+    pipe = fastdiff.accelerate(unet_pipeline())
+    text = torch.randn(3, tiny_pipelines.TOKENS, tiny_pipelines.WIDTH)
+    given = {"prompt_embeds": text, "negative_prompt_embeds": None, "guidance_scale": 1.0}
+    made = call(pipe, **given)
+    assert told(pipe) == {}
+    fastdiff.accelerate(pipe, guidance="off")
+    assert torch.equal(call(pipe, **given), made)
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux"])
