@@ -48,7 +48,7 @@ ARROWS = {
     "sampling": MATHEMATICS | KERNELS | {"rings", "sample_seeds"},
     "k_diffusion": MATHEMATICS | KERNELS | {"sampling", "rings"},
     "accuracy": MATHEMATICS | KERNELS | {"sampling", "__version__"},
-    "schedulers": MATHEMATICS | KERNELS,
+    "schedulers": MATHEMATICS | KERNELS | {"sample_seeds"},
     "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
     "recipes": set(),
     "few_step": {"recipes", "schedulers"},

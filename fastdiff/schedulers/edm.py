@@ -20,7 +20,7 @@ from torch import Tensor
 from fastdiff.predictions import Conversion, edm
 from fastdiff.schedulers.custom import as_many, descending, one_run, run_ends, vector, without_shift
 from fastdiff.schedulers.euler import EulerStep
-from fastdiff.schedulers.fused import Entry, Place, draw, promote, within
+from fastdiff.schedulers.fused import Entry, Place, promote, within
 from fastdiff.schedulers.multistep import Multistep
 from fastdiff.schedulers.quirks import parameters
 from fastdiff.solvers.euler import euler
@@ -243,9 +243,9 @@ class EDMDPMSolverMultistepScheduler(
         return build
 
     def _drawn(
-        self, model_output: Tensor, sample: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        return draw(sample, generator, promote(sample, model_output))
+        self, model_output: Tensor, sample: Tensor, generator: torch.Generator | None, i: int
+    ) -> Any:
+        return self._draw(sample, generator, promote(sample, model_output), i)
 
     def step(
         self,

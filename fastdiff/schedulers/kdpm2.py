@@ -25,7 +25,7 @@ from fastdiff.schedulers.custom import (
     times_to_run,
     without_shift,
 )
-from fastdiff.schedulers.fused import Entry, Place, draw, over
+from fastdiff.schedulers.fused import Entry, Place, over
 from fastdiff.schedulers.models import of_betas
 from fastdiff.schedulers.two_calls import TwoCalls
 from fastdiff.solvers.euler import euler
@@ -151,7 +151,7 @@ class Middle(TwoCalls):
         place = self._place(i, first)
         entry = rows[place]
         kept = None if first else self._left("sample")
-        noise = draw(model_output, generator) if entry.draw else None
+        noise = self._draw(model_output, generator, None, i) if entry.draw else None
         prev, x0, _ = self._half(rows, place, entry, model_output, sample, kept, noise)
         self.sample = sample if first else None
         self._step_index = i + 1

@@ -28,7 +28,7 @@ from fastdiff.schedulers.custom import (
     vector,
 )
 from fastdiff.schedulers.flow_levels import in_a_flow, respaced
-from fastdiff.schedulers.fused import Entry, FusedStep, Place, draw, promote, within
+from fastdiff.schedulers.fused import Entry, FusedStep, Place, promote, within
 from fastdiff.schedulers.timestep import host_value, view_index
 from fastdiff.solvers.row import Grid, Row, Weights
 from fastdiff.solvers.sa import orders_of, sa_solver
@@ -66,6 +66,7 @@ class SASolverScheduler(FusedStep, diffusers.SASolverScheduler):  # type: ignore
     tau_func: Callable[[Any], Any]
     this_corrector_order: int
     this_predictor_order: int
+    _noise_in_memory = True  # last_noise
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: a lambda of diffusers' constructor cannot be pickled."""
@@ -270,7 +271,7 @@ class SASolverScheduler(FusedStep, diffusers.SASolverScheduler):  # type: ignore
         tau = self._tau(timestep)
         place = (i, use, corrected, tau, before, data)
         entry = rows[place]
-        noise = draw(model_output, generator)
+        noise = self._draw(model_output, generator, None, i)
         reads = max(use, corrected) - 1
         history = [*past[: -1 - reads : -1]] if reads else []
         if corrects:
