@@ -50,7 +50,7 @@ ARROWS = {
     "k_diffusion": MATHEMATICS | KERNELS | {"sampling", "rings"},
     "record_file": {"__version__"},
     "accuracy": MATHEMATICS | KERNELS | {"sampling", "record_file"},
-    "schedulers": MATHEMATICS | KERNELS,
+    "schedulers": MATHEMATICS | KERNELS | {"sample_seeds"},
     "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
     "recipes": set(),
     "few_step": {"recipes", "schedulers"},

@@ -32,7 +32,7 @@ from fastdiff.schedulers import CLASSES
 from fastdiff.schedulers.quirks import CHECKED
 
 # attributes that we may leave
-OURS = ("_fused", "_by_stride", "_warned", "numerics", "spacing", "strict")
+OURS = ("_fused", "_by_stride", "_draw", "_warned", "numerics", "spacing", "strict")
 
 MODULES_CHECKED = ">=0.42,<0.43"  # versions of diffusers whose forward the modules were made from
 NETWORKS: tuple[type, ...] = (

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fastdiff.schedulers.custom import without_shift
 from fastdiff.schedulers.fused import Entry, Place
-from fastdiff.schedulers.operands import draw
 from fastdiff.schedulers.stateless import (
     BOUNDED,
     StatelessStep,
@@ -126,7 +125,8 @@ class DDIMScheduler(StatelessStep, diffusers.DDIMScheduler):  # type: ignore[mis
                 raise ValueError("pass generator or variance_noise, not both; got both")
             noise = variance_noise
             if noise is None:
-                noise = draw(model_output, generator)
+                step = self._sought(t) if index is None else index
+                noise = self._draw(model_output, generator, None, step)
         place = self._place(t, index, eta, use_clipped_model_output)
         prev, x0 = self._stateless(state, rows, place, sample, model_output, noise)
         if not return_dict:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fastdiff.schedulers.custom import without_shift
 from fastdiff.schedulers.fused import Entry, Place
-from fastdiff.schedulers.operands import draw
 from fastdiff.schedulers.quirks import rounded_chain
 from fastdiff.schedulers.stateless import (
     BOUNDED,
@@ -113,7 +112,7 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
     ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
         """One step, (B, *shape) -> (B, *shape), at any of the timesteps; as diffusers."""
         if self.variance_type in LEARNED or self._internal_dict.variance_type in LEARNED:
-            self._reference(f"variance_type={self.variance_type!r}")
+            self._reference(f"variance_type={self.variance_type!r}", draws=True)
             out: DDPMSchedulerOutput | tuple[Tensor, Tensor] = super().step(
                 model_output, timestep, sample, generator, return_dict
             )
@@ -121,7 +120,10 @@ class DDPMScheduler(StatelessStep, diffusers.DDPMScheduler):  # type: ignore[mis
         state, rows = self._ready()
         t, index = self._time(timestep)
         place = (t, self._previous(t, index))
-        noise = draw(model_output, generator) if t > 0 else None
+        noise = None
+        if t > 0:
+            step = self._sought(t) if index is None else index
+            noise = self._draw(model_output, generator, None, step)
         prev, x0 = self._stateless(state, rows, place, sample, model_output, noise)
         if not return_dict:
             return prev, x0

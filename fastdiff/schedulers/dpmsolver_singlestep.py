@@ -16,7 +16,7 @@ from fastdiff.schedulers.dpmsolver_multistep import LEARNED
 from fastdiff.schedulers.flow_levels import FlowLevels
 from fastdiff.schedulers.fused import Place, over
 from fastdiff.schedulers.multistep import Multistep
-from fastdiff.schedulers.operands import draw, promote
+from fastdiff.schedulers.operands import promote
 from fastdiff.schedulers.quirks import parameters
 from fastdiff.solvers.singlestep import update
 
@@ -139,7 +139,7 @@ class DPMSolverSinglestepScheduler(
                     dtype = torch.promote_types(dtype, tensor.dtype)
         noise = None
         if entry.draw:
-            noise = draw(model_output if from_output else sample, generator, made)
+            noise = self._draw(model_output if from_output else sample, generator, made, i)
         prev, x0, kept = self._apply(
             rows,
             place,

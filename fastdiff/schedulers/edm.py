@@ -22,7 +22,7 @@ from fastdiff.schedulers.custom import as_many, descending, one_run, run_ends, v
 from fastdiff.schedulers.euler import EulerStep
 from fastdiff.schedulers.fused import Entry, Place, within
 from fastdiff.schedulers.multistep import Multistep
-from fastdiff.schedulers.operands import draw, promote
+from fastdiff.schedulers.operands import promote
 from fastdiff.schedulers.quirks import parameters
 from fastdiff.solvers.euler import euler
 from fastdiff.solvers.row import Grid, Row
@@ -244,9 +244,9 @@ class EDMDPMSolverMultistepScheduler(
         return build
 
     def _drawn(
-        self, model_output: Tensor, sample: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        return draw(sample, generator, promote(sample, model_output))
+        self, model_output: Tensor, sample: Tensor, generator: torch.Generator | None, i: int
+    ) -> Any:
+        return self._draw(sample, generator, promote(sample, model_output), i)
 
     def step(
         self,

@@ -31,7 +31,7 @@ from fastdiff.schedulers.custom import (
 )
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, within
 from fastdiff.schedulers.models import of_betas
-from fastdiff.schedulers.operands import draw, promote
+from fastdiff.schedulers.operands import promote
 from fastdiff.schedulers.timestep import INTEGERS, an_index
 from fastdiff.solvers.euler import euler, euler_ancestral
 from fastdiff.solvers.row import Grid, Row
@@ -112,7 +112,7 @@ class EulerStep(FusedStep):
         place = (i, numbers)
         entry = rows[place]
         promote(sample, model_output)  # both are tensors
-        noise = draw(model_output, generator) if entry.draw else None
+        noise = self._draw(model_output, generator, None, i) if entry.draw else None
         out = model_output.dtype
         # diffusers takes the sample in float32
         x0_dtype = out if state.facts else torch.promote_types(torch.float32, out)

@@ -19,7 +19,7 @@ from fastdiff.predictions import Conversion
 from fastdiff.schedulers.custom import vector, whole_steps
 from fastdiff.schedulers.flow_levels import noisy, shiftable
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, within
-from fastdiff.schedulers.operands import draw, promote
+from fastdiff.schedulers.operands import promote
 from fastdiff.schedulers.timestep import INTEGERS, an_index
 from fastdiff.solvers.row import Row, Weights
 from fastdiff.table import encode
@@ -121,7 +121,7 @@ class FlowMatch(FusedStep):
         i: int = self._step_index  # type: ignore[assignment]
         entry = rows[i]
         promote(sample, model_output)  # both are tensors
-        noise = draw(sample, generator, drawn) if entry.draw else None
+        noise = self._draw(sample, generator, drawn, i) if entry.draw else None
         out = model_output.dtype
         prev, _, _ = self._apply(rows, i, entry, sample, model_output, (), noise, out, out)
         self._step_index = i + 1

@@ -47,7 +47,8 @@ class FlowMatchEulerDiscreteScheduler(
         s_churn, s_tmin, s_tmax, s_noise have no effect, as there.
         """
         if per_token_timesteps is not None:
-            self._reference("per_token_timesteps are a tensor's numbers")
+            draws = self._stochastic(self._config)
+            self._reference("per_token_timesteps are a tensor's numbers", draws)
             done: Any = super().step(
                 model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator,
                 per_token_timesteps, return_dict,

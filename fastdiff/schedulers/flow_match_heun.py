@@ -26,7 +26,7 @@ from fastdiff.schedulers.custom import as_many, one_run, vector
 from fastdiff.schedulers.flow_levels import shiftable
 from fastdiff.schedulers.flow_match import FlowMatch
 from fastdiff.schedulers.fused import Entry, Place, within
-from fastdiff.schedulers.operands import draw, promote
+from fastdiff.schedulers.operands import promote
 from fastdiff.schedulers.timestep import INTEGERS, an_index
 from fastdiff.solvers.row import Row, Weights
 from fastdiff.table import encode
@@ -183,7 +183,7 @@ class FlowMatchHeunDiscreteScheduler(
         step = float(self.dt) if second else None
         place = (i, gamma, s_noise if gamma else 1.0, step, keeps)
         entry = rows[place]
-        noise = draw(model_output, generator) if entry.draw else None
+        noise = self._draw(model_output, generator, None, i) if entry.draw else None
         history = (self.prev_derivative, self.sample) if second else ()
         prev, _, kept = self._apply(
             rows, place, entry, sample, model_output, history, noise, out, wide, keeps

@@ -38,7 +38,7 @@ class FlowMatchLCMScheduler(FlowMatch, diffusers.FlowMatchLCMScheduler):  # type
     ) -> FlowMatchLCMSchedulerOutput | tuple[Tensor]:
         """One step, (B, *shape) -> (B, *shape); as diffusers, in one pass over memory."""
         if self._scale_factors and self._upscale_mode:
-            self._reference("scale_factors change the size of the sample")
+            self._reference("scale_factors change the size of the sample", draws=True)
             done: Any = super().step(model_output, timestep, sample, generator, return_dict)
             return done
         tensor("model_output", model_output)

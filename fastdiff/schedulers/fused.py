@@ -29,6 +29,7 @@ from fastdiff.ops.affine_step import affine_step
 from fastdiff.schedulers.guidance import Deferred
 from fastdiff.schedulers.native import native
 from fastdiff.schedulers.rows import Entry, Place, Rows, shared
+from fastdiff.schedulers.seeded import Keyed, Seeded
 from fastdiff.schedulers.spaced import spaced
 from fastdiff.schedulers.threshold import thresholded
 from fastdiff.schedulers.timestep import by_value, host_value, view_index
@@ -66,7 +67,7 @@ class State:
         return (State, ())
 
 
-class FusedStep:
+class FusedStep(Seeded):
     """Mixed into a diffusers scheduler class, before it in the bases."""
 
     numerics = "faithful"  # or "exact"; an attribute, never part of the saved config
@@ -264,7 +265,7 @@ class FusedStep:
         sample: Tensor,
         model_output: Tensor,
         history: Sequence[Tensor],
-        noise: Tensor | None,
+        noise: Any,
         prev_dtype: torch.dtype,
         x0_dtype: torch.dtype,
         keeps: int = 0,
@@ -273,7 +274,8 @@ class FusedStep:
     ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         """Run one row: (x', x_0, kept).  threshold: (quantile, largest bound), see threshold.py.
 
-        With uncond, model_output is the conditional output, and the row has the guidance.
+        noise: a tensor, what the kernel makes noise of (Keyed), or None.  With uncond, model_output
+        is the conditional output, and the row has the guidance.
         """
         dtypes = prev_dtype, x0_dtype
         if threshold is None:
@@ -298,7 +300,12 @@ class FusedStep:
         model_output = self._fitted("model_output", model_output, sample)
         uncond = None if uncond is None else self._fitted("model_output", uncond, sample)
         history = [self._fitted("history", h, sample) for h in history]
-        noise = None if noise is None else self._fitted("variance_noise", noise, sample)
+        drawn: dict[str, Any] = {}
+        if type(noise) is Keyed:
+            drawn = {"seeds": noise.philox.fitted(sample), "noise_step": noise.step}
+            noise = None
+        elif noise is not None:
+            noise = drawn["noise"] = self._fitted("variance_noise", noise, sample)
         outputs = [model_output] if uncond is None else [model_output, uncond]
         self._count(sample, noise, [*outputs, *history])
         wide = torch.float64 in (sample.dtype, model_output.dtype)
@@ -316,10 +323,10 @@ class FusedStep:
             table,
             uncond=uncond,
             history=history,
-            noise=noise,
             keeps=keeps,
             out_dtype=prev_dtype,
             x0_dtype=x0_dtype,
+            **drawn,
         )
 
     def _count(self, sample: Tensor, noise: Tensor | None, others: Sequence[Tensor]) -> None:
@@ -333,8 +340,16 @@ class FusedStep:
             reason = f"no kernel for {sample.device.type} tensors here"
         self._reference(reason)
 
-    def _reference(self, reason: str) -> None:
-        """Count a step that no kernel runs; with `strict`, refuse it."""
+    def _reference(self, reason: str, draws: bool = False) -> None:
+        """Count a step that no kernel runs; with `strict`, refuse it.
+
+        draws: it is diffusers' own code, which may draw noise.
+        """
+        if draws and "_draw" in self.__dict__:
+            raise ValueError(
+                f"noise must be 'diffusers' for this step: {reason}, and diffusers' own "
+                "code runs it; got 'philox'. Call set_noise('diffusers')"
+            )
         if self.__dict__.get("strict"):
             raise RuntimeError(
                 f"{type(self).__name__} cannot run this step on a kernel: {reason}. "

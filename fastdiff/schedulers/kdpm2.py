@@ -27,7 +27,6 @@ from fastdiff.schedulers.custom import (
 )
 from fastdiff.schedulers.fused import Entry, Place, over
 from fastdiff.schedulers.models import of_betas
-from fastdiff.schedulers.operands import draw
 from fastdiff.schedulers.two_calls import TwoCalls
 from fastdiff.solvers.euler import euler
 from fastdiff.solvers.kdpm2 import split
@@ -152,7 +151,7 @@ class Middle(TwoCalls):
         place = self._place(i, first)
         entry = rows[place]
         kept = None if first else self._left("sample")
-        noise = draw(model_output, generator) if entry.draw else None
+        noise = self._draw(model_output, generator, None, i) if entry.draw else None
         prev, x0, _ = self._half(rows, place, entry, model_output, sample, kept, noise)
         self.sample = sample if first else None
         self._step_index = i + 1

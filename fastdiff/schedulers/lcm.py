@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
 from torch import Tensor
 
 from fastdiff.schedulers.fused import Entry, Place
-from fastdiff.schedulers.operands import draw, promote
+from fastdiff.schedulers.operands import promote
 from fastdiff.schedulers.stateless import BOUNDED, first_conversion, step_grid
 from fastdiff.schedulers.trained_steps import TrainedSteps
 from fastdiff.solvers.consistency import consistency
@@ -72,7 +72,7 @@ class LCMScheduler(TrainedSteps, diffusers.LCMScheduler):  # type: ignore[misc]
         place = self._place(t, i)
         entry, dtype = rows[place], promote(sample, model_output)
         threshold = state.facts[1]
-        noise = draw(model_output, generator, dtype) if entry.draw else None
+        noise = self._draw(model_output, generator, dtype, i) if entry.draw else None
         prev, _, kept = self._apply(
             rows, place, entry, sample, model_output, (), noise, dtype, dtype, int(entry.draw),
             threshold,

@@ -30,7 +30,7 @@ from fastdiff.schedulers.flow_levels import (
     upright,
 )
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, within
-from fastdiff.schedulers.operands import draw, promote
+from fastdiff.schedulers.operands import promote
 from fastdiff.solvers.dpmpp import dpmpp
 from fastdiff.solvers.row import NOISE, Grid, Row, Weights
 from fastdiff.table import conversion, encode, noise_from_data, trimmed
@@ -218,10 +218,10 @@ class Multistep(FusedStep):
         return len(self.timesteps) - 1  # as diffusers
 
     def _drawn(
-        self, model_output: Tensor, sample: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        """Fresh noise of a step."""
-        return draw(model_output, generator, torch.float32)
+        self, model_output: Tensor, sample: Tensor, generator: torch.Generator | None, i: int
+    ) -> Any:
+        """Fresh noise of step i."""
+        return self._draw(model_output, generator, torch.float32, i)
 
     def _multistep(
         self,
@@ -247,7 +247,7 @@ class Multistep(FusedStep):
         noise = None
         if entry.draw:
             if variance_noise is None:
-                noise = self._drawn(model_output, sample, generator)
+                noise = self._drawn(model_output, sample, generator, i)
             else:
                 noise = variance_noise.to(model_output.device, torch.float32)
         # diffusers converts first: x' has the dtype of what it keeps

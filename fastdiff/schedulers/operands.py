@@ -13,8 +13,12 @@ def draw(
     like: Tensor,
     generator: torch.Generator | list[torch.Generator] | None,
     dtype: torch.dtype | None = None,
+    step: int | None = None,
 ) -> Tensor:
-    """Unit normal noise for a model output, with the random numbers that diffusers would draw."""
+    """Unit normal noise for a model output, with the random numbers that diffusers would draw.
+
+    step: has no effect; the key of other noise (seeded.py).
+    """
     tensor("model_output", like)
     dtype = dtype or like.dtype
     if isinstance(generator, list) and len(generator) != 1 and len(generator) < like.shape[0]:

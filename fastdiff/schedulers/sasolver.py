@@ -29,7 +29,7 @@ from fastdiff.schedulers.custom import (
 )
 from fastdiff.schedulers.flow_levels import in_a_flow, respaced
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, within
-from fastdiff.schedulers.operands import draw, promote
+from fastdiff.schedulers.operands import promote
 from fastdiff.schedulers.timestep import host_value, view_index
 from fastdiff.solvers.row import Grid, Row, Weights
 from fastdiff.solvers.sa import orders_of, sa_solver
@@ -67,6 +67,7 @@ class SASolverScheduler(FusedStep, diffusers.SASolverScheduler):  # type: ignore
     tau_func: Callable[[Any], Any]
     this_corrector_order: int
     this_predictor_order: int
+    _noise_in_memory = True  # last_noise
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: a lambda of diffusers' constructor cannot be pickled."""
@@ -271,7 +272,7 @@ class SASolverScheduler(FusedStep, diffusers.SASolverScheduler):  # type: ignore
         tau = self._tau(timestep)
         place = (i, use, corrected, tau, before, data)
         entry = rows[place]
-        noise = draw(model_output, generator)
+        noise = self._draw(model_output, generator, None, i)
         reads = max(use, corrected) - 1
         history = [*past[: -1 - reads : -1]] if reads else []
         if corrects:

@@ -24,7 +24,7 @@ from torch import Tensor
 from fastdiff.predictions import convert
 from fastdiff.schedulers.custom import descending, one_run, vector, without_shift
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, within
-from fastdiff.schedulers.operands import draw, promote
+from fastdiff.schedulers.operands import promote
 from fastdiff.solvers.consistency import consistency
 from fastdiff.solvers.row import Grid
 from fastdiff.table import encode
@@ -187,7 +187,7 @@ class SCMScheduler(FusedStep, diffusers.SCMScheduler):  # type: ignore[misc]
         i: int = self._step_index  # type: ignore[assignment]
         entry = rows[i]
         drawn = torch.get_default_dtype()  # what diffusers' call draws, whatever the network's is
-        noise = draw(model_output, generator, drawn)
+        noise = self._draw(model_output, generator, drawn, i)
         prev, denoised, _ = self._apply(
             rows, i, entry, sample, model_output, (), noise,
             torch.promote_types(dtype, drawn), dtype,

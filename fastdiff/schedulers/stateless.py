@@ -20,7 +20,7 @@ from fastdiff.schedulers.custom import as_many, descending, one_run, vector
 from fastdiff.schedulers.fused import FusedStep, Place, Rows, State
 from fastdiff.schedulers.models import of_betas
 from fastdiff.schedulers.operands import promote
-from fastdiff.schedulers.timestep import host_value, view_index
+from fastdiff.schedulers.timestep import by_value, host_value, view_index
 from fastdiff.solvers.row import Grid
 from fastdiff.table import OFF, Clip, conversion
 
@@ -135,6 +135,10 @@ class StatelessStep(ByTimestep):
             rows, place, entry, sample, model_output, (), noise, dtype, x0_dtype, 0, threshold
         )
         return out[0], out[1]
+
+    def _sought(self, t: int) -> int | None:
+        """The place of a timestep that is no view, where noise is keyed by it."""
+        return by_value(self._timestep_values(), t) if "_draw" in self.__dict__ else None
 
     @staticmethod
     def _clip(config: dict[str, Any]) -> Clip:

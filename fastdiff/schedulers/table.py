@@ -23,7 +23,7 @@ from fastdiff.plan import Plan
 from fastdiff.schedulers.custom import vector
 from fastdiff.schedulers.flow_levels import noisy, shiftable
 from fastdiff.schedulers.fused import Entry, FusedStep, Place, State, over
-from fastdiff.schedulers.operands import draw, promote
+from fastdiff.schedulers.operands import promote
 from fastdiff.schedulers.rows import Rows
 from fastdiff.schedulers.table_arguments import (
     check_generator,
@@ -266,7 +266,7 @@ class TableScheduler(FusedStep, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         ring = self._ring
         if len(ring) != self.plan.history:
             ring = [torch.empty_like(sample, dtype=wide) for _ in range(self.plan.history)]
-        noise = draw(model_output, generator, wide) if entry.draw else None
+        noise = self._draw(model_output, generator, wide, i) if entry.draw else None
         prev, x0, kept = self._apply(
             rows, i, entry, sample, model_output, ring, noise, dtype, wide, self.plan.keeps
         )

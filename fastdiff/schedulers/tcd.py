@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_tcd import TCDSchedulerOutput
 from torch import Tensor
 
 from fastdiff.schedulers.fused import Entry, Place
-from fastdiff.schedulers.operands import draw, promote
+from fastdiff.schedulers.operands import promote
 from fastdiff.schedulers.stateless import first_conversion, step_grid
 from fastdiff.schedulers.trained_steps import TrainedSteps
 from fastdiff.solvers.row import Row, Weights
@@ -84,7 +84,7 @@ class TCDScheduler(TrainedSteps, diffusers.TCDScheduler):  # type: ignore[misc]
         _, rows = self._ready()
         place = self._place(t, i, float(eta))
         entry, dtype = rows[place], promote(sample, model_output)
-        noise = draw(model_output, generator, dtype) if entry.draw else None
+        noise = self._draw(model_output, generator, dtype, i) if entry.draw else None
         prev, _, kept = self._apply(
             rows, place, entry, sample, model_output, (), noise, dtype, dtype, int(entry.draw)
         )

@@ -220,7 +220,7 @@ class UniPCMultistepScheduler(FlowLevels, FusedStep, diffusers.UniPCMultistepSch
         if own["num_inference_steps"] is None:
             raise ValueError("step needs timesteps; call set_timesteps first")
         if own["solver_p"]:
-            self._reference("solver_p is another scheduler")
+            self._reference("solver_p is another scheduler", draws=True)
             stock: Any = super().step(model_output, timestep, sample, return_dict)
             return stock
         if own["_step_index"] is None:
