@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.campaign import pages, record
+from benchmarks.campaign.pages import table as markdown
 from benchmarks.provenance import ROOT
 from benchmarks.results import (
     COMPILED,
@@ -70,12 +71,6 @@ def of(report: dict[str, Any], benchmark: str, **wanted: str) -> list[dict[str, 
     """Cases of a benchmark, with these values in `case`."""
     cases = [c for c in report["cases"] if c["benchmark"] == benchmark]
     return [c for c in cases if all(c["case"][k] == v for k, v in wanted.items())]
-
-
-def markdown(header: list[str], rows: list[list[str]], words: int = 2) -> str:
-    """A table, the first columns (words) to the left, numbers to the right."""
-    rule = ["---"] * words + ["---:"] * (len(header) - words)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *rows])
 
 
 def conditions(report: dict[str, Any], name: str) -> str:

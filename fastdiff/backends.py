@@ -156,6 +156,16 @@ def why_no_native() -> str | None:
     return None
 
 
+def native(function: str) -> Callable[..., Any] | None:
+    """One of _C's functions, for callers that go past the op; None if built without a compiler."""
+    try:
+        from fastdiff import _C
+    except ImportError:
+        return None
+    found: Callable[..., Any] = getattr(_C, function)
+    return found
+
+
 def build_info() -> dict[str, Any]:
     """How fastdiff._C was built: compiler, flags, instruction sets, or the reason it was not."""
     path = Path(__file__).with_name("_build_info.json")

@@ -7,17 +7,12 @@ they are plain, contiguous and on the CPU, the kernel gets addresses at once, el
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fastdiff import backends
-from fastdiff.ops.affine_step import DTYPE_CODES, affine_step_out
+from fastdiff.ops.affine_step import DTYPE_CODES, SERIAL_BELOW, affine_step_out
 from fastdiff.plan import Plan
-
-SERIAL_BELOW = 65_536  # elements; the kernel's own limit, so that asking for threads is saved
 
 
 class Rings:
@@ -30,7 +25,8 @@ class Rings:
     def __init__(self, plan: Plan, table: Tensor, x: Tensor, entry: torch.dtype | None) -> None:
         self.kept = [torch.empty_like(x) for _ in range(plan.history)]
         self._table, self._entry, self._keeps = table, entry, plan.keeps
-        self._kernel = _kernel() if _plain(x) and table.dtype == torch.float32 else None
+        fits = _plain(x) and table.dtype == torch.float32
+        self._kernel = backends.native("affine_step") if fits else None
         numel = x.numel()
         row = table.stride(0) * table.element_size()
         self._rows = [table.data_ptr() + i * row for i in range(len(table))] if self._kernel else []
@@ -88,15 +84,6 @@ class Rings:
             *(() if seeds is None else (seeds.data_ptr(), len(seeds), i)),
         )
         return moved, entry
-
-
-def _kernel() -> Callable[..., Any] | None:
-    try:
-        from fastdiff import _C
-    except ImportError:  # built without a compiler: the op finds its reference
-        return None
-    kernel: Callable[..., Any] = _C.affine_step
-    return kernel
 
 
 def _plain(tensor: Tensor) -> bool:

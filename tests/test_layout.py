@@ -48,8 +48,9 @@ ARROWS = {
     "sample_seeds": KERNELS,
     "sampling": MATHEMATICS | KERNELS | {"rings", "sample_seeds"},
     "k_diffusion": MATHEMATICS | KERNELS | {"sampling", "rings"},
+    "chart": set(),
     "record_file": {"__version__"},
-    "accuracy": MATHEMATICS | KERNELS | {"sampling", "record_file"},
+    "accuracy": MATHEMATICS | KERNELS | {"sampling", "record_file", "chart"},
     "schedulers": MATHEMATICS | KERNELS | {"sample_seeds"},
     "accelerate": MATHEMATICS | KERNELS | {"schedulers"},
     "recipes": set(),
@@ -61,7 +62,7 @@ ARROWS = {
     "tune": MATHEMATICS | KERNELS | {"sampling", "accuracy", "shapes", "record_file"},
     "quality": MATHEMATICS
     | {"sampling", "schedulers", "accuracy", "shapes", "tune"}
-    | {"record_file"},
+    | {"record_file", "chart"},
 }
 NO_TORCH = MATHEMATICS | {"recipes", "doctor"}
 

@@ -18,8 +18,8 @@ ON_HOST = ("affine_step", "scheduler_step", "scheduler_step_after_work")
 EAGER = ("eager formula", "eager", "eager, contiguous")
 
 
-def table(header: list[str], rows: list[list[str]], words: int) -> str:
-    """The first columns (words) to the left, numbers to the right."""
+def table(header: list[str], rows: list[list[str]], words: int = 2) -> str:
+    """In Markdown; the first columns (words) to the left, numbers to the right."""
     rule = ["---"] * words + ["---:"] * (len(header) - words)
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *rows])
 

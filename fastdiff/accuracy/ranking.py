@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-METRICS = ("rms", "w1")
-
 
 class Entry(NamedTuple):
     """One result; ties stay in the order of the record."""

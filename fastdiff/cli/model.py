@@ -113,7 +113,7 @@ def load(folder: Path, device: str) -> "StableDiffusionPipeline":
 
 
 def subject(folder: Path, guidance: float) -> "Subject":
-    """The pipeline of a folder as `fastdiff tune` and `fastdiff bench quality` run it."""
+    """The pipeline of a folder as `fastdiff tune MODEL` and `fastdiff bench quality` run it."""
     import torch
 
     from fastdiff.tune.subject import Subject

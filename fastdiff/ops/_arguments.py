@@ -3,6 +3,7 @@
 check_..  raises, and changes nothing
 number, integer, flag, tensors     the argument as kernels and launchers take it: NumPy's numbers,
                                    which Triton cannot specialise, become Python's
+foreign                            whether custom ops may not know a tensor
 """
 
 import operator
@@ -11,6 +12,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 # "A floating dtype" of the contracts: kernels read all but float64, which runs the references.
 FLOATING = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16))
@@ -106,3 +108,9 @@ def _check_no_tensor(name: str, value: object, wanted: str) -> None:
             f"{name} must be {wanted}; got a tensor {tuple(value.shape)} on {value.device}. "
             f"Try {name}.item(), which waits for the device"
         )
+
+
+def foreign(tensor: Tensor | None) -> bool:
+    """Whether it is of a subclass of Tensor that may not know a custom op."""
+    known = (Tensor, torch.nn.Parameter, FakeTensor)
+    return tensor is not None and type(tensor) not in known

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff import backends
+from fastdiff.ops._arguments import foreign
 
 Function = Callable[..., Any]
 
@@ -24,7 +24,7 @@ def call(op: Function, run: Function, reference: Function, *args: Any) -> Any:
     tensors = [a for a in args if isinstance(a, Tensor)]
     if backends.why_reference(*tensors) is None:
         return run(*args)
-    if backends.why_recorded() or any(map(_foreign, tensors)):
+    if backends.why_recorded() or any(map(foreign, tensors)):
         return reference(*args)
     return op(*args)
 
@@ -86,8 +86,3 @@ def check_parameter_dtype(name: str, parameter: Tensor, x: Tensor) -> None:
             f"{name} must be float32 or of the dtype of x, {x.dtype}; got {parameter.dtype}. "
             f"Try {name}.to(x.dtype)"
         )
-
-
-def _foreign(tensor: Tensor) -> bool:
-    """Whether it is a tensor subclass that may not know this op."""
-    return type(tensor) not in (Tensor, torch.nn.Parameter, FakeTensor)

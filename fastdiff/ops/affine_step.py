@@ -45,11 +45,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff import backends
 from fastdiff.ops import affine_step_reference
-from fastdiff.ops._arguments import check_dtype, integer, tensors
+from fastdiff.ops._arguments import check_dtype, foreign, integer, tensors
 from fastdiff.ops.affine_step_checks import (
     check_arguments,
     check_outputs,
@@ -64,6 +63,7 @@ from fastdiff.ops.philox_normal import STEP_STREAM, philox_normal
 __all__ = ["DTYPE_CODES", "affine_step", "affine_step_out", "affine_step_ref", "row_size"]
 
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+SERIAL_BELOW = 65_536  # elements; the CPU kernel's own limit: callers save asking for threads
 
 torch.library.define(
     "fastdiff::affine_step",
@@ -109,7 +109,7 @@ def affine_step(
         return _through_dispatcher(*args)
     if backends.why_reference(*operands) is None:
         return _functional(*args)
-    if backends.why_recorded() or any(map(_foreign, (*operands, seeds))):
+    if backends.why_recorded() or any(map(foreign, (*operands, seeds))):
         return affine_step_ref(*args)  # plain operators, which everything can record or wrap
     return _through_dispatcher(*args)
 
@@ -231,12 +231,6 @@ def _addresses(
     operands += kept or [None] * keeps
     dtypes = sum(DTYPE_CODES[t.dtype] << 2 * i for i, t in enumerate(operands) if t is not None)
     return dtypes, tuple(0 if t is None else t.data_ptr() for t in operands)
-
-
-def _foreign(tensor: Tensor | None) -> bool:
-    """Whether it is a tensor subclass that may not know this op."""
-    known = (Tensor, torch.nn.Parameter, FakeTensor)
-    return tensor is not None and type(tensor) not in known
 
 
 def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:

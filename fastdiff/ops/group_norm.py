@@ -39,11 +39,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff import backends
 from fastdiff.ops import group_norm_reference
-from fastdiff.ops._arguments import flag, integer, number
+from fastdiff.ops._arguments import flag, foreign, integer, number
 from fastdiff.ops.group_norm_checks import (
     channels_last,
     check_arguments,
@@ -96,7 +95,7 @@ def group_norm(
         y, total = _through_dispatcher(*args)
     elif backends.why_reference(*tensors) is None:
         y, total = _functional(*args)
-    elif backends.why_recorded() or any(map(_foreign, tensors)):
+    elif backends.why_recorded() or any(map(foreign, tensors)):
         y, total = group_norm_ref(*args)  # plain operators, which everything can record or wrap
     else:
         y, total = _through_dispatcher(*args)
@@ -203,12 +202,6 @@ def _native(
     samples, first, *spatial = x.shape
     sizes = (samples, math.prod(spatial), first, 0 if x2 is None else x2.shape[1])
     return addresses, dtypes, sizes, groups, eps, silu, tokens, channels_last(x)
-
-
-def _foreign(tensor: Tensor | None) -> bool:
-    """Whether it is a tensor subclass that may not know this op."""
-    known = (Tensor, torch.nn.Parameter, FakeTensor)
-    return tensor is not None and type(tensor) not in known
 
 
 def _empty(like: Tensor, channels: int) -> Tensor:

@@ -1,14 +1,12 @@
-"""The record as an SVG: right pictures, and distance to the reference, against calls.
-
-Style and colours are those of docs/accuracy.svg, so it is readable on light and dark pages.
-"""
+"""The record as an SVG: right pictures, and distance to the reference, against calls."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from fastdiff.accuracy.picture import COLOURS, HEIGHT, LEFT, LEGEND, STYLE, TOP, WIDTH
+from fastdiff import chart
+from fastdiff.chart import COLOURS, HEIGHT, LEFT, LEGEND, TOP, WIDTH
 from fastdiff.quality.ranking import Row, best, rows
 
 SHOWN_AT = (4, 6, 10)  # calls at which the best sampler is drawn in colour
@@ -23,31 +21,16 @@ def svg(record: dict[str, Any]) -> str:
     names = coloured(found)
     size = (2 * CELL[0] + LEGEND, CELL[1] + 24)
     panels = [_right(found, names), _distance(found, names)]
-    body = [
-        f'<g transform="translate({i * CELL[0]} 0)">\n{panel}\n</g>'
-        for i, panel in enumerate(panels)
-    ]
-    legend = []
+    body = [chart.panel(i * CELL[0], 0, panel) for i, panel in enumerate(panels)]
     for i, (model, name) in enumerate(names):
-        right, down = 2 * CELL[0] + 4, TOP + 10 + 16 * i
         said = name if model == "teacher" else f"student, {name}"
-        legend.append(
-            f'<path class="line" stroke="{names[model, name]}" d="M{right} {down - 4}h16"/>'
-            f'<text x="{right + 21}" y="{down}">{said}</text>'
-        )
+        body.append("".join(chart.key(2 * CELL[0] + 4, i, names[model, name], said)))
     count = max((r.pictures for r in found), default=0)
     note = (
         f"At most {count} pictures a point; bars: Wilson's 95 % interval. Coloured: most right at "
         f"{', '.join(map(str, SHOWN_AT))} calls; grey: all other samplers."
     )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" '
-        f'width="{size[0]}" height="{size[1]}" role="img">\n'
-        f"<title>Quality against calls of the network</title>\n<style>{STYLE}</style>\n"
-        f'<rect class="page" width="{size[0]}" height="{size[1]}"/>\n'
-        + "\n".join([*body, *legend])
-        + f'\n<text x="{LEFT}" y="{size[1] - 10}">{note}</text>\n</svg>\n'
-    )
+    return chart.document("Quality against calls of the network", size, body, note)
 
 
 def coloured(found: list[Row]) -> dict[tuple[str, str], str]:
@@ -91,7 +74,7 @@ def _right(found: list[Row], names: dict[tuple[str, str], str]) -> str:
 
     out = _frame("pictures that the oracle finds right, %", found, ends)
     for share in (0, 0.25, 0.5, 0.75, 1):
-        out += _level(y(share), f"{100 * share:.0f}")
+        out += chart.level(y(share), f"{100 * share:.0f}")
     lines = _lines(found, "right")
     for key in sorted(lines, key=lambda k: k in names):  # grey first
         places = [(_x(r.evaluations, ends), y(r.right or 0.0)) for r in lines[key]]
@@ -121,7 +104,7 @@ def _distance(found: list[Row], names: dict[tuple[str, str], str]) -> str:
     out = _frame("RMS distance to the reference", found, ends)
     for value in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2):
         if low <= math.log10(value) <= high:
-            out += _level(y(value), f"{value:g}")
+            out += chart.level(y(value), f"{value:g}")
     for key in sorted(lines, key=lambda k: k in names):
         places = [(_x(r.evaluations, ends), y(r.rms)) for r in lines[key] if r.rms]
         out.append(_line(places, names.get(key)))
@@ -130,28 +113,15 @@ def _distance(found: list[Row], names: dict[tuple[str, str], str]) -> str:
 
 def _frame(title: str, found: list[Row], ends: tuple[float, float]) -> list[str]:
     """Title, and a line for every number of steps that ran."""
-    out = [f'<text class="title" x="{LEFT}" y="{TOP - 12}">{title}</text>']
+    out = [chart.heading(title)]
     for calls in sorted({r.steps for r in found}):
         x = _x(calls, ends)
         if LEFT - 0.1 <= x <= LEFT + WIDTH + 0.1:
-            out.append(f'<path class="grid" d="M{x:.1f} {TOP}v{HEIGHT}"/>')
-            out.append(
-                f'<text x="{x:.1f}" y="{TOP + HEIGHT + 15}" text-anchor="middle">{calls}</text>'
-            )
-    under = TOP + HEIGHT + 31
-    middle = LEFT + WIDTH / 2
-    out.append(f'<text x="{middle}" y="{under}" text-anchor="middle">calls of the network</text>')
-    return out
-
-
-def _level(y: float, said: str) -> list[str]:
-    return [
-        f'<path class="grid" d="M{LEFT} {y:.1f}h{WIDTH}"/>',
-        f'<text x="{LEFT - 6}" y="{y:.1f}" dy="4" text-anchor="end">{said}</text>',
-    ]
+            out += chart.column(x, calls)
+    return [*out, chart.axis()]
 
 
 def _line(places: list[Point], colour: str | None) -> str:
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    style = 'class="rest"' if colour is None else f'class="line" stroke="{colour}"'
+    style = chart.REST if colour is None else chart.coloured(colour)
     return f'<polyline points="{points}" {style}/>'

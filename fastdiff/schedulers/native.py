@@ -8,16 +8,14 @@ takes the op.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fastdiff import backends
-from fastdiff.ops.affine_step import DTYPE_CODES
+from fastdiff.ops.affine_step import DTYPE_CODES, SERIAL_BELOW
 
-SERIAL_BELOW = 65_536  # elements; the kernel's own limit, so that asking for threads is saved
 _code = DTYPE_CODES.get
 _forced = backends._forced.get
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -28,18 +26,7 @@ _forward_ad = torch.autograd.forward_ad
 _empty = torch.empty_like
 _float32 = torch.float32
 _address = Tensor.data_ptr
-
-
-def _find() -> Callable[..., Any] | None:
-    try:
-        from fastdiff import _C
-    except ImportError:  # built without a compiler: the op finds its reference
-        return None
-    kernel: Callable[..., Any] = _C.affine_step
-    return kernel
-
-
-_kernel = _find()
+_kernel = backends.native("affine_step")
 
 
 def native(
