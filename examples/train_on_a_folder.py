@@ -2,7 +2,8 @@
 
     python examples/train_on_a_folder.py PICTURES [--minutes 10] [--labels] [--out FILE]
 
-Every picture below PICTURES is read and brought to 64x64.  With --labels the folders in it are
+Every picture below PICTURES is read, made upright and brought to 64x64, with white where it is
+transparent; files that cannot be read are named and left out.  With --labels the folders in it are
 classes: a tenth of the labels are left out in training, and the drawing is guided (g = 2).
 The network works on 12x32x32 blocks of pixels; expect shapes and colours after ten minutes on a
 few hundred pictures, and more the longer you wait.
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import UNet2DModel
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 import fastdiff
@@ -26,13 +27,31 @@ ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 def read(folder: Path, side: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Pictures (N, 3, side, side) in -1..1, the number of their class, and the classes' names."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
-    if not files:
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+    pictures, classes = [], []
+    for file in sorted(found):
+        try:
+            pictures.append(picture(file, side))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            print(f"left out {file}: {error}")
+        else:
+            classes.append(str(file.parent.relative_to(folder)))
+    if not pictures:
         raise SystemExit(f"no picture ({', '.join(sorted(ENDINGS))}) in {str(folder)!r}")
-    names = sorted({str(p.parent.relative_to(folder)) for p in files})
-    pictures = [np.asarray(Image.open(p).convert("RGB").resize((side, side))) for p in files]
+    names = sorted(set(classes))
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return x, torch.tensor([names.index(str(p.parent.relative_to(folder))) for p in files]), names
+    return x, torch.tensor([names.index(name) for name in classes]), names
+
+
+def picture(file: Path, side: int) -> np.ndarray:
+    """One picture of any mode and size, (side, side, 3) bytes."""
+    with Image.open(file) as opened:
+        upright = ImageOps.exif_transpose(opened)
+    if upright.mode.startswith("I"):  # 16 bits of grey, which PIL would cut off at 255
+        upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
+    seen = Image.new("RGBA", upright.size, "white")
+    seen.alpha_composite(upright.convert("RGBA"))
+    return np.asarray(seen.convert("RGB").resize((side, side)))
 
 
 def network(side: int, classes: int, width: int) -> UNet2DModel:
@@ -64,6 +83,9 @@ def main(argv: list[str] | None = None) -> list[float]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("drawn.png"))
     options = parser.parse_args(argv)
+    for name, unit in (("side", 8), ("width", 8), ("batch", 1)):  # three levels; groups
+        if (got := getattr(options, name)) < unit or got % unit:
+            parser.error(f"--{name} must be a multiple of {unit}, above 0; got {got}")
     torch.manual_seed(options.seed)
     pictures, labels, names = read(options.pictures, options.side)
     none = len(names)

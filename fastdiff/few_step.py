@@ -90,7 +90,12 @@ def _noise(recipe: Recipe, scheduler: Any, pipe: Any) -> None:
         family = "vp" if hasattr(scheduler, "alphas_cumprod") else "other"
     if family != recipe.family:
         fits = _fitting(pipe, family)
-        would = f"recipe must be one of {', '.join(fits)}" if fits else "no recipe is for it"
+        would = (
+            f"recipe must be one of {', '.join(fits)}"
+            if fits
+            else f"no recipe is for it. Load a pipeline of {recipe.network.name}, with its own "
+            "scheduler"
+        )
         raise ValueError(
             f"recipe {recipe.name!r} is for {FAMILIES[recipe.family]}; by its "
             f"{type(scheduler).__name__} pipe has {FAMILIES[family]}: {would}"
@@ -161,6 +166,11 @@ def _steps(recipe: Recipe, steps: Any, checkpoint: Any, pipe: Any) -> None:
                 f"{recipe.steps_in_words()}; got {value!r}"
             )
     if not recipe.each:
+        if checkpoint is not None:
+            raise ValueError(
+                f"checkpoint_steps must be None for the recipe {recipe.name!r}, which has no "
+                f"checkpoint for each number of steps; got {checkpoint}"
+            )
         return
     said = {int(checkpoint)} if checkpoint is not None else _named(pipe, recipe.network.part)
     if said and steps not in said:

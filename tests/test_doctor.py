@@ -50,6 +50,10 @@ SANA: dict[str, Any] = {
     "transformer": ("SanaTransformer2DModel", {"guidance_embeds": True}),
     "vae": ("AutoencoderDC", {}),
 }
+LCM = SD | {  # whose class has an offset, 0, and does not heed it
+    "unet": (SD["unet"][0], SD["unet"][1] | {"time_cond_proj_dim": 256}),
+    "scheduler": ("LCMScheduler", {"steps_offset": 0, "clip_sample": False}),
+}
 TURBO = {"unet": (XL["unet"][0], XL["unet"][1] | {"_name_or_path": "stabilityai/sdxl-turbo"})}
 ANCESTRAL = ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"})
 
@@ -76,7 +80,7 @@ def changed(of: dict[str, Any], part: str, **config: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "parts",
-    [SD, XL, FLUX, SANA, XL | TURBO | {"scheduler": ANCESTRAL}, {"unet": ("UNet2DModel", {})}],
+    [SD, XL, FLUX, SANA, XL | TURBO | {"scheduler": ANCESTRAL}, {"unet": ("UNet2DModel", {})}, LCM],
 )
 def test_nothing_is_found_where_nothing_is_wrong(tmp_path, parts, capsys):
     assert collect(folder(tmp_path, parts))["findings"] == []
@@ -104,6 +108,8 @@ FOUND: list[tuple[str, dict[str, Any], str | None, str, str, Any, str]] = [
      {"addition_embed_type": None, "time_cond_proj_dim": None}, "Stable Diffusion XL"),
     ("set-alpha-to-one", scheduler(XL, DDIM, set_alpha_to_one=False, timestep_spacing="leading"),
      None, "warning", "set_alpha_to_one", False, "true"),
+    ("set-alpha-to-one", scheduler(XL, "PNDMScheduler"), None,
+     "warning", "set_alpha_to_one", False, "true"),  # by the class's default
     ("set-alpha-to-one", changed(XL, "scheduler", set_alpha_to_one=False), None,
      "note", "set_alpha_to_one", False, "from_config inherits it"),
     ("clip-sample", SD | {"scheduler": (DDIM, {"steps_offset": 1})}, None,

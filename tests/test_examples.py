@@ -112,6 +112,52 @@ def test_train_on_a_folder_learns_the_pictures(tmp_path, capsys):
     assert "classes, in that order: blue, red" in capsys.readouterr().out
 
 
+def test_train_on_a_folder_reads_pictures_of_any_mode_and_names_what_it_cannot(tmp_path, capsys):
+    half = Image.new("RGBA", (40, 30), (255, 0, 0, 128))
+    half.save(tmp_path / "half.png")
+    palette = Image.new("P", (30, 30), 1)
+    palette.putpalette([0, 0, 255, 0, 255, 0])
+    palette.save(tmp_path / "palette.png", transparency=1)
+    grey = np.full((20, 50), 257 * 100, np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey16.png")
+    turned = Image.new("L", (16, 8))
+    turned.paste(200, (8, 0, 16, 8))
+    exif = Image.Exif()
+    exif[0x112] = 6  # to be turned by a quarter, clockwise
+    turned.save(tmp_path / "turned.PNG", exif=exif)
+    Image.new("CMYK", (9, 9), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
+    Image.new("1", (1, 1)).save(tmp_path / "dot.bmp")
+    (tmp_path / "no.png").write_text("no picture")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cmyk.jpg").read_bytes()[:200])
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    x, labels, names = load("train_on_a_folder").read(tmp_path, 16)
+    bytes_ = ((x + 1) * 127.5).round().permute(0, 2, 3, 1).int()
+    first = [row[0][0].tolist() for row in bytes_]  # by name: capital letters first
+    assert names == ["."]
+    assert len(labels) == 6
+    cmyk, dot, grey16, halved, clear, upright = first
+    assert max(abs(a - b) for a, b in zip(cmyk, (255, 0, 0), strict=True)) < 8  # JPEG
+    assert (dot, grey16, clear, upright) == ([0] * 3, [100] * 3, [255] * 3, [0] * 3)
+    assert halved == [255, 127, 127]
+    assert bytes_[-1][-1, 0].tolist() == [200] * 3
+    said = capsys.readouterr().out
+    assert "left out" in said
+    assert "no.png" in said
+    assert "cut.jpg" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "words"), [("--side=20", "--side must be a multiple of 8"),
+                          ("--width=20", "--width must be a multiple of 8"),
+                          ("--batch=0", "--batch must be a multiple of 1, above 0; got 0")],
+)  # fmt: skip
+def test_train_on_a_folder_says_which_sizes_would_do(tmp_path, capsys, option, words):
+    with pytest.raises(SystemExit):
+        load("train_on_a_folder").main([str(tmp_path), option])
+    assert words in capsys.readouterr().err
+
+
 def test_train_on_a_folder_without_pictures_says_so(tmp_path):
     with pytest.raises(SystemExit, match=r"no picture .*png"):
         load("train_on_a_folder").main([str(tmp_path)])

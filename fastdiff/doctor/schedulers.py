@@ -16,15 +16,17 @@ SPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use
 DPM = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler")
 UNIPC, DEIS, SA = "UniPCMultistepScheduler", "DEISMultistepScheduler", "SASolverScheduler"
 OURS = "or fastdiff's class of that name"
+ENDS_THERE = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler")
+NO_OFFSET = ("LCMScheduler", "TCDScheduler")  # they have the option and do not heed it
 
 
 def _alpha(folder: Folder) -> Iterator[Found]:
     """Stable Diffusion 1 was sampled so by its authors, and two recipes are."""
     scheduler, recipe = folder.scheduler, folder.recipe
     asked = recipe is not None and recipe.config.get("set_alpha_to_one") is False
-    if not folder.xl or asked or scheduler.config.get("set_alpha_to_one") is not False:
+    if not folder.xl or asked or scheduler.get("set_alpha_to_one") is not False:
         return
-    if scheduler.cls == "DDIMScheduler":
+    if scheduler.cls in ENDS_THERE:  # not LCM and TCD, which have the option
         yield at(scheduler, "set_alpha_to_one")
     elif not scheduler.knows("set_alpha_to_one"):
         would = (
@@ -51,7 +53,7 @@ def _offset(folder: Folder) -> Iterator[Found]:
     scheduler = folder.scheduler
     text = folder.latent and folder.denoiser.cls == "UNet2DConditionModel"
     leading = scheduler.get("timestep_spacing") == "leading" and scheduler.knows("steps_offset")
-    if text and leading and scheduler.get("steps_offset") == 0:
+    if text and leading and scheduler.cls not in NO_OFFSET and scheduler.get("steps_offset") == 0:
         yield at(scheduler, "steps_offset")
 
 
@@ -143,8 +145,8 @@ SCHEDULERS = (
     Trap(
         "set-alpha-to-one",
         "warning",
-        "DDIM ends above level 0, which leaves noise in the pictures of Stable Diffusion XL, whose "
-        "config hands it on to every class made from it",
+        "DDIM and PNDM end above level 0, which leaves noise in the pictures of Stable Diffusion "
+        "XL, whose config hands it on to every class made from it",
         "true",
         f"{_DIFFUSERS}/issues/6068",
         _alpha,
