@@ -9,7 +9,8 @@
 namespace fastdiff {
 
 struct AbsQuantile {
-  const float* x;          // (samples, numel)
+  const void* x;           // (samples, numel)
+  int dtype;               // 0 float32, 1 float16, 2 bfloat16
   int64_t samples, numel;  // numel >= 1
   int64_t rank;            // place of the lower neighbour among the sorted |x|, from 0
   float weight;            // of the upper neighbour, the next place; 0: it is not looked at
@@ -19,10 +20,11 @@ struct AbsQuantile {
   int64_t columns;
 };
 
-// Serial below 65,536 elements, else on at most `threads` threads; the bits are the same.
+// Serial below 65,536 elements, else on at most `threads` threads; the bits are the same. False if
+// there is no memory for the copy, of numel elements at most.
 #define FASTDIFF_DECLARE(isa)                                   \
   namespace isa {                                               \
-  void abs_quantile(const AbsQuantile& arguments, int threads); \
+  bool abs_quantile(const AbsQuantile& arguments, int threads); \
   }
 FASTDIFF_FOR_EACH_ISA(FASTDIFF_DECLARE)
 #undef FASTDIFF_DECLARE

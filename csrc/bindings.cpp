@@ -235,18 +235,25 @@ void philox_normal(uintptr_t seeds, uintptr_t out, int64_t samples, int64_t nume
 
 // Of fastdiff/ops/abs_quantile.py, launch_cpu: x (samples, numel / samples), rows (samples,
 // columns).
-void abs_quantile(uintptr_t x, int64_t samples, int64_t numel, int64_t rank, float weight,
-                  float maximum, uintptr_t out, uintptr_t rows, int64_t columns, int threads) {
+void abs_quantile(uintptr_t x, int dtype, int64_t samples, int64_t numel, int64_t rank,
+                  float weight, float maximum, uintptr_t out, uintptr_t rows, int64_t columns,
+                  int threads) {
+  if (dtype < 0 || dtype > 2) throw py::value_error("dtype is a code from 0 to 2");
   AbsQuantile a = {};
   a.samples = samples, a.numel = samples < 1 ? 0 : numel / samples;
   if (x == 0 || out == 0 || a.numel < 1 || rank < 0 || rank + (weight > 0) >= a.numel) {
     throw py::value_error("x and out must be there, and rank be that of an element of a sample");
   }
   if (rows != 0 && columns < 7) throw py::value_error("a row has at least 7 columns");
-  a.x = reinterpret_cast<const float*>(x), a.out = reinterpret_cast<float*>(out);
+  a.x = reinterpret_cast<const void*>(x), a.dtype = dtype, a.out = reinterpret_cast<float*>(out);
   a.rank = rank, a.weight = weight, a.maximum = maximum;
   a.rows = reinterpret_cast<float*>(rows), a.columns = columns;
-  kAbsQuantile[current_isa](a, threads);
+  bool sound;
+  {
+    py::gil_scoped_release released;
+    sound = kAbsQuantile[current_isa](a, threads);
+  }
+  if (!sound) throw std::bad_alloc();
 }
 
 }  // namespace
@@ -261,8 +268,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("group_norm", &fastdiff::group_norm, "See fastdiff/ops/group_norm.py, _native.",
         py::arg("addresses"), py::arg("dtypes"), py::arg("sizes"), py::arg("groups"),
         py::arg("eps"), py::arg("silu"), py::arg("tokens"), py::arg("last"), py::arg("threads"));
-  m.def("abs_quantile", &fastdiff::abs_quantile, py::call_guard<py::gil_scoped_release>(),
-        "(x, samples, numel, rank, weight, maximum, out, rows, columns, threads): see "
+  m.def("abs_quantile", &fastdiff::abs_quantile,
+        "(x, dtype, samples, numel, rank, weight, maximum, out, rows, columns, threads): see "
         "fastdiff/ops/abs_quantile.py.");
   m.def("philox_normal", &fastdiff::philox_normal, py::call_guard<py::gil_scoped_release>(),
         "(seeds, out, samples, numel, step, stream, threads): see fastdiff/ops/philox_normal.py.");

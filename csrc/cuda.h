@@ -48,6 +48,7 @@ struct AbsQuantile {
   float* out;           // (samples,)
   float* rows;          // (samples, columns), whose lo, hi, gain are written; null: none
   uint32_t* workspace;  // (samples, kQuantileWorkspace), zeros
+  uint32_t* copies;     // (samples, numel), need not be cleared; null: x is not float32
   int64_t samples, numel, columns;
   uint32_t rank;          // of the lower neighbour among the numel
   float weight, maximum;  // of the upper neighbour; of the bound

@@ -59,10 +59,10 @@ void philox_normal(uintptr_t seeds, uintptr_t step, uint32_t noise_step, uint32_
 
 void abs_quantile(uintptr_t x, int dtype, int64_t samples, int64_t numel, int64_t rank,
                   float weight, float maximum, uintptr_t out, uintptr_t rows, int64_t columns,
-                  uintptr_t workspace, uintptr_t stream) {
+                  uintptr_t workspace, uintptr_t copies, uintptr_t stream) {
   cuda::AbsQuantile a = {};
   a.x = at<const void>(x), a.out = at<float>(out), a.rows = at<float>(rows);
-  a.workspace = at<uint32_t>(workspace);
+  a.workspace = at<uint32_t>(workspace), a.copies = at<uint32_t>(copies);
   a.samples = samples, a.numel = samples == 0 ? 0 : numel / samples, a.columns = columns;
   a.rank = static_cast<uint32_t>(rank), a.weight = weight, a.maximum = maximum, a.dtype = dtype;
   cuda::abs_quantile(a, at<void>(stream));
@@ -103,7 +103,8 @@ void bind_cuda(py::module_& m) {
         "(rows, row_count, step, samples, numel, keeps, ring, stream, dtypes, addresses, seeds, "
         "batch, noise_step): as affine_step, with a stream in place of the number of threads.");
   m.def("abs_quantile_cuda", &abs_quantile, unlocked,
-        "(x, dtype, samples, numel, rank, weight, maximum, out, rows, columns, workspace, stream)");
+        "(x, dtype, samples, numel, rank, weight, maximum, out, rows, columns, workspace, "
+        "copies, stream)");
   m.def("philox_normal_cuda", &philox_normal, unlocked,
         "(seeds, step, noise_step, stream of the noise, out, dtype, samples, numel, stream)");
   m.def("group_norm_cuda", &group_norm, unlocked,

@@ -22,6 +22,7 @@ from fastdiff.ops.abs_quantile import (
     place,
     threshold_rows,
     threshold_rows_ref,
+    workspaces,
 )
 from fastdiff.ops.affine_step import row_size
 from tests import cuda_on_host
@@ -79,13 +80,16 @@ def test_the_bits_of_torch_quantile(kind, dtype, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nan_and_infinity(backend):
+@pytest.mark.parametrize("dtype", DTYPE_CODES, ids=str)
+def test_nan_and_infinity(dtype, backend):
     x = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
     x[0, 3] = NAN
     x[1, 4] = -NAN
     x[2, :2] = torch.tensor([INF, -INF])
     x[3] = INF
     x[4, 0], x[4, 1] = INF, NAN
+    x[5, 0] = torch.finfo(dtype).max
+    x = x.to(dtype)
     for p in (*RATIOS, 0.985):
         with backends.use_backend(backend):
             got = abs_quantile(x, p)
@@ -283,8 +287,8 @@ def test_triton_bits(kind, monkeypatch):
         return
     x = values("normal", 3, 101).to(DEVICE)
     x[0, 5], x[1, 6], x[2] = NAN, INF, INF
-    for p in (0.5, 1.0):
-        check_launch(kernel.launch, x, p)
+    for p, dtype in ((0.5, torch.float32), (1.0, torch.float32), (0.3, torch.float16)):
+        check_launch(kernel.launch, x.to(dtype), p)
 
 
 def gates(kernel, types, constants, capabilities):
@@ -312,15 +316,17 @@ def test_the_machine_code(number):
 
     capabilities = CAPABILITIES if number == 2 else (90,)
     constants = {"PASS": number}
-    types = {"x_ptr": "*bf16" if number == 1 else "*fp32", "work_ptr": "*i32", "numel": "i32:16"}
+    types = {"x_ptr": ("*fp32", "*bf16", "*i32")[number], "work_ptr": "*i32", "numel": "i32:16"}
     types["first"] = "i32"
-    block = {"BLOCK": abs_quantile.BLOCK}
+    block = {"BLOCK": abs_quantile.BLOCK, "copy_ptr": None}
     for code in gates(abs_quantile.count_kernel, types, constants | block, capabilities):
-        assert code.count("LDG.E.128") >= 1
+        assert number == 2 or code.count("LDG.E.128") >= 1
     types = {"work_ptr": "*i32", "out_ptr": "*fp32", "rows_ptr": "*fp32", "first_rank": "i32"}
     types |= {"weight": "fp32", "maximum": "fp32", "columns": "i32"}
+    constants["LAST"] = number > 0
     for code in gates(abs_quantile.pick_kernel, types, constants, capabilities):
-        assert number < 2 or code.ptx.count("fma.rn.f32") == 2, "the interpolation is fused"
+        fused = code.ptx.count("fma.rn.f32")
+        assert fused == 2 * (number > 0), "the interpolation is fused, and nothing else"
 
 
 # ---- CUDA C++ on the CPU ---------------------------------------------------------------------
@@ -341,7 +347,10 @@ CUDA = [  # kind, samples, elements, dtype, bytes by which x lies off 16: one bl
     ("equal", 1, 1, torch.bfloat16, 0),
     ("normal", 1, 65_544, torch.bfloat16, 0),
     ("neighbours", 2, 65_537, torch.float32, 0),
+    ("equal", 1, 65_544, torch.float32, 0),  # all are copied; then a few, by one of the blocks
+    ("normal", 1, 65_544, torch.float32, 0),
 ]
+WRITTEN = ("out", "rows", "workspace", "copies", "loaded")
 
 
 @pytest.mark.parametrize("case", CUDA, ids=str)
@@ -355,11 +364,18 @@ def test_the_cuda_kernel_gives_the_bits_of_torch_quantile(program, tmp_path, cas
             numbers = {"samples": samples, "numel": n, "columns": rows.shape[1], "rank": k}
             numbers |= {"weight": w, "maximum": maximum, "dtype": DTYPE_CODES[dtype]}
             tensors = {"x": x, "out": q.clone(), "rows": rows.clone()}
-            tensors["workspace"] = torch.zeros(samples, WORKSPACE, dtype=torch.int32)
+            counts, copies = workspaces(x)
+            tensors |= {"workspace": counts}
+            if copies is not None:  # behind the copy lies what must not count once more
+                low = x.abs().sort(dim=1)[0][:, k : k + 1].expand_as(x)
+                tensors["copies"] = low.contiguous().view(torch.int32)
+            tensors["loaded"] = torch.zeros(1, dtype=torch.int64)
             got = cuda_on_host.call(
                 program, tmp_path / str(number), numbers | {"order": order}, tensors,
-                written=("out", "rows", "workspace"), shifts={"x": shift},
+                written=WRITTEN, shifts={"x": shift},
             )  # fmt: skip
+            if n % 8 == shift == 0:  # whole vectors alone
+                assert got["loaded"].item() == 2 * x.nbytes, "x is read twice"
             q.copy_(got["out"])
             rows.copy_(got["rows"])
 
@@ -369,10 +385,13 @@ def test_the_cuda_kernel_gives_the_bits_of_torch_quantile(program, tmp_path, cas
 def test_the_cuda_kernel_and_nan(program, tmp_path):
     x = values("normal", 4, 200)
     x[0, 5], x[1, 6], x[2] = NAN, INF, INF
-    tensors = {"x": x, "out": torch.zeros(4), "workspace": torch.zeros(4, WORKSPACE).int()}
-    for number, p in enumerate((0.5, 0.9975, 1.0)):
+    for number, (p, dtype) in enumerate(zip((0.5, 0.9975, 1.0), DTYPE_CODES, strict=True)):
+        x = x.to(dtype)
+        counts, copies = workspaces(x)
+        tensors = {"x": x, "out": torch.zeros(4), "workspace": counts}
+        tensors |= {} if copies is None else {"copies": copies.zero_()}
         k, w = place(p, 200)
         numbers = {"samples": 4, "numel": 200, "columns": 0, "rank": k, "weight": w}
-        numbers |= {"maximum": math.inf, "dtype": 0, "order": number}
-        got = cuda_on_host.call(program, tmp_path / str(number), numbers, tensors, written=("out",))
+        numbers |= {"maximum": math.inf, "dtype": DTYPE_CODES[dtype], "order": number}
+        got = cuda_on_host.call(program, tmp_path / str(number), numbers, tensors, written=WRITTEN)
         assert_bits(got["out"], by_torch(x, p))

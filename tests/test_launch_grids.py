@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastdiff.ops import abs_quantile as ops_abs_quantile
+
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available(),
@@ -74,21 +76,25 @@ def test_philox_normal(monkeypatch):
     check(recorder, first)
 
 
-def test_abs_quantile(monkeypatch):
+@pytest.mark.parametrize(("dtype", "passes"), [(torch.float32, 3), (torch.float16, 2)], ids=str)
+def test_abs_quantile(monkeypatch, dtype, passes):
+    """Two passes look at x; in float32 a third one at the copy of some of it."""
     from fastdiff.kernels import abs_quantile
 
     count, pick = Recorder(), Recorder()
     first = abs_quantile.count_kernel.arg_names.index("first")
     monkeypatch.setattr(abs_quantile, "count_kernel", count)
     monkeypatch.setattr(abs_quantile, "pick_kernel", pick)
-    monkeypatch.setattr(abs_quantile, "WORKSPACE", 1)  # else more than a gigabyte
-    abs_quantile.launch(torch.zeros(SAMPLES, 2), 0, 0.0, 1.0, torch.zeros(SAMPLES), None)
-    assert len(count.launches) == 3 * 2
-    for number in range(3):
+    monkeypatch.setattr(ops_abs_quantile, "WORKSPACE", 1)  # else more than a gigabyte
+    x = torch.zeros(SAMPLES, 2, dtype=dtype)
+    abs_quantile.launch(x, 0, 0.0, 1.0, torch.zeros(SAMPLES), None)
+    assert len(count.launches) == passes * 2
+    for number in range(passes):
         one = Recorder()
         one.launches = count.launches[2 * number : 2 * number + 2]
         check(one, first)
-    assert [grid for grid, _ in pick.launches] == [(SAMPLES,)] * 3
+        assert all((arguments[0] is x) == (number < 2) for _, arguments in one.launches)
+    assert [grid for grid, _ in pick.launches] == [(SAMPLES,)] * passes
 
 
 def test_all_other_kernels_have_grids_of_one_direction():

@@ -18,9 +18,15 @@ row   (1, 1 or B, K), contiguous, float32: rows of affine_step; threshold_rows r
       (1, B, K), the row of each sample with its bounds in the columns lo, hi, gain
 
 The order of elements does not count: any dense layout with the batch outermost is read in place,
-others are copied.  Kernels select by radix: the bits of |x| order as |x| does, and three passes
-over x find the place k from the top digit down; counts are integers, so every launch and every
-kernel give the same bits.
+others are copied.  Kernels select by radix: the bits of |x| order as |x| does, and the place k is
+found from the top digit down, in two passes over x.  The first one counts how often each value of
+the top 11 bits occurs.  The second one looks at the elements that share the digit found: it counts
+their next digit, 10 bits (of 16 bits that is all: the rest of the float32 is zero), and copies them
+in float32, where the last 10 bits are then looked for in the copy alone.  It also takes the least
+element above them, which is s[b, k + 1] if the place k is the last of them.  The copy has the
+elements of one bin, an eighth of a power of two wide: 1 in 300 of normal numbers at p = 0.995, 1 in
+25 at p = 0.5, all n if they are all alike.  The CPU allocates as many; a GPU, which is not waited
+for, n.  Counts are integers, so every launch and every kernel give the same bits.
 
 Kernels have `launch(x, rank, weight, maximum, q, rows) -> None`: x dense, rows (B, K) or None.
 """
@@ -40,7 +46,7 @@ __all__ = ["abs_quantile", "abs_quantile_ref", "threshold_rows", "threshold_rows
 LO, HI, GAIN = 4, 5, 6  # columns of a row
 MAX_SAMPLE = 2**24
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-WORKSPACE = 2048 + 2 * 1024 + 8  # int32 a sample: three histograms, and what was found so far
+WORKSPACE = 2048 + 2 * 1024 + 8  # int32 a sample: a histogram a digit, and what was found so far
 
 torch.library.define("fastdiff::abs_quantile", "(Tensor x, float p) -> Tensor")
 torch.library.define(
@@ -98,14 +104,13 @@ def launch_reference(
 def launch_cpu(
     x: Tensor, rank: int, weight: float, maximum: float, q: Tensor, rows: Tensor | None
 ) -> None:
-    """csrc/abs_quantile.cpp, which reads float32; other dtypes are brought to that."""
+    """csrc/abs_quantile.cpp."""
     from fastdiff import _C
 
-    x = x.float()
     table = (0, 0) if rows is None else (rows.data_ptr(), rows.shape[1])
-    sizes = (x.shape[0], x.numel())
+    data = (x.data_ptr(), DTYPE_CODES[x.dtype], x.shape[0], x.numel())
     threads = torch.get_num_threads()
-    _C.abs_quantile(x.data_ptr(), *sizes, rank, weight, maximum, q.data_ptr(), *table, threads)
+    _C.abs_quantile(*data, rank, weight, maximum, q.data_ptr(), *table, threads)
 
 
 def launch_cuda(
@@ -116,7 +121,7 @@ def launch_cuda(
 
     table = (0, 0) if rows is None else (rows.data_ptr(), rows.shape[1])
     with torch.cuda.device(x.device):
-        workspace = torch.zeros(x.shape[0], WORKSPACE, dtype=torch.int32, device=x.device)
+        workspace, copies = workspaces(x)
         _C.abs_quantile_cuda(
             x.data_ptr(),
             DTYPE_CODES[x.dtype],
@@ -128,8 +133,20 @@ def launch_cuda(
             q.data_ptr(),
             *table,
             workspace.data_ptr(),
+            0 if copies is None else copies.data_ptr(),
             torch.cuda.current_stream().cuda_stream,
         )
+
+
+def workspaces(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What the kernels of a GPU need beside x: cleared counts; room for the copy, (B, n).
+
+    In float32 alone: of 16 bits the digits of the two passes are all.
+    """
+    counts = torch.zeros(x.shape[0], WORKSPACE, dtype=torch.int32, device=x.device)
+    if x.dtype != torch.float32:
+        return counts, None
+    return counts, torch.empty(x.shape, dtype=torch.int32, device=x.device)
 
 
 def place(p: float, n: int) -> tuple[int, float]:

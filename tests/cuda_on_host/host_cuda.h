@@ -35,14 +35,37 @@
 struct alignas(8) uint2 {
   uint32_t x, y;
 };
+namespace host_cuda {
+
+// Bytes that 16-byte loads took from a region of memory.
+struct Watch {
+  const void *begin, *end;
+  uint64_t bytes;
+
+  void loaded(const void* from, uint64_t size) {
+    if (begin <= from && from < end) bytes += size;
+  }
+};
+inline Watch watch = {};
+
+}  // namespace host_cuda
+
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
+
+  uint4(uint32_t a, uint32_t b, uint32_t c, uint32_t d) : x(a), y(b), z(c), w(d) {}
+  uint4(const uint4& other) : x(other.x), y(other.y), z(other.z), w(other.w) {
+    host_cuda::watch.loaded(&other, sizeof other);
+  }
+  uint4& operator=(const uint4&) = default;
 };
 struct alignas(16) float4 {
   float x, y, z, w;
 };
 inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
-inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+  return uint4(x, y, z, w);
+}
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 struct HostIndex {

@@ -16,11 +16,11 @@ PHILOX = ("test_philox_normal.py", "not cuda and not triton and (cpu or bits or 
 
 BUGS = {
     "abs_quantile: a bit of a digit is masked out": (
-        QUANTILE, "abs_quantile.cpp", "(1u << width) - 1", "(1u << (width - 1)) - 1",
+        QUANTILE, "abs_quantile.cpp", "(1u << range_.width) - 1",
+        "(1u << (range_.width - 1)) - 1",
     ),
     "abs_quantile: the elements that do not divide among threads are left out": (
-        QUANTILE, "abs_quantile.cpp", "a.numel * (part + 1) / parts",
-        "a.numel / parts * (part + 1)",
+        QUANTILE, "abs_quantile.cpp", "n * (part + 1) / parts", "n / parts * (part + 1)",
     ),
     "abs_quantile: the last quantile is not written": (
         QUANTILE, "abs_quantile.cpp", "a.out[sample] = q;",
@@ -30,22 +30,43 @@ BUGS = {
         QUANTILE, "abs_quantile.cpp", ", row[2] = 1.0f / bound;", ";",
     ),
     "abs_quantile: the rank before": (
-        QUANTILE, "abs_quantile.cpp", "while (rank >= counts", "while (rank > counts",
+        QUANTILE, "abs_quantile.cpp",
+        "while (rank >= counts.bins[bin]) rank -= counts.bins[bin++];\n    const bool last",
+        "while (rank > counts.bins[bin]) rank -= counts.bins[bin++];\n    const bool last",
     ),
     "abs_quantile: the last of its value is taken for the one before": (
         QUANTILE, "abs_quantile.cpp", "rank + 1 == counts", "rank + 2 == counts",
     ),
     "abs_quantile: the next value has the same higher digits": (
-        QUANTILE, "abs_quantile.cpp", ": counts.above;", ": found;",
+        QUANTILE, "abs_quantile.cpp", ": next;", ": range.found;",
     ),
     "abs_quantile: the least above is that of the last thread": (
-        QUANTILE, "abs_quantile.cpp", "if (above < counts->above) counts", "counts",
+        QUANTILE, "abs_quantile.cpp", "if (beyond < counts->beyond) counts", "counts",
     ),
     "abs_quantile: the weight of the other": (
-        QUANTILE, "abs_quantile.cpp", "if (a.weight < 0.5f) return", "if (a.weight < 2) return",
+        QUANTILE, "abs_quantile.cpp", "a.weight < 0.5f ?", "a.weight < 2 ?",
     ),
     "abs_quantile: infinity is a NaN": (
-        QUANTILE, "abs_quantile.cpp", "counts.largest > kInfinity", "counts.largest >= kInfinity",
+        QUANTILE, "abs_quantile.cpp", "largest > infinity", "largest >= infinity",
+    ),
+    "abs_quantile: the elements after the last whole block are left out": (
+        QUANTILE, "abs_quantile.cpp", "i < n; i += kBlock", "i + kBlock <= n; i += kBlock",
+    ),
+    "abs_quantile: the last elements that were kept do not count": (
+        QUANTILE, "abs_quantile.cpp", "    flush(count);\n#pragma", "#pragma",
+    ),
+    "abs_quantile: every thread copies to the beginning": (
+        QUANTILE, "abs_quantile.cpp", "copy_ + at, kept_", "copy_, kept_",
+    ),
+    "abs_quantile: the block without an element of the range is copied, and one with is not": (
+        QUANTILE, "abs_quantile.cpp", "if (furthest < inside) continue;",
+        "if (furthest >= inside) continue;",
+    ),
+    "abs_quantile: elements that begin like the first one count as it": (
+        QUANTILE, "abs_quantile.cpp", "if (differ == 0)", "if (differ < 4)",
+    ),
+    "abs_quantile: a large bfloat16 is a NaN": (
+        QUANTILE, "abs_quantile.cpp", ": 0x7f80u", ": 0x7c00u",
     ),
     "add_layer_norm: what lies behind a row counts": (
         LAYER, "add_layer_norm.cpp", "values[i] = i < n ? from[i] : rest", "values[i] = from[i]",

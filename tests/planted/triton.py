@@ -24,11 +24,11 @@ BUGS = {
         "tl.program_id(1).to(tl.int64)",
     ),
     "abs_quantile: an element past the end counts": (
-        QUANTILE, "abs_quantile.py", "inside = at < numel", "inside = at <= numel",
+        QUANTILE, "abs_quantile.py", "inside = at < end", "inside = at <= end",
     ),
     "abs_quantile: the elements after the last whole block are left out": (
-        QUANTILE, "abs_quantile.py", "* BLOCK, numel, step):",
-        "* BLOCK, numel - numel % BLOCK * (numel > BLOCK), step):",
+        QUANTILE, "abs_quantile.py", "* BLOCK, end, step):",
+        "* BLOCK, end - end % BLOCK * (end > BLOCK), step):",
     ),
     "abs_quantile: the last quantile is not written": (
         QUANTILE, "abs_quantile.py", "tl.store(out_ptr + sample, q)",
@@ -51,6 +51,12 @@ BUGS = {
     ),
     "abs_quantile: no weight": (
         QUANTILE, "abs_quantile.py", "tl.fma(weight, d, low)", "low",
+    ),
+    "abs_quantile: each block is copied over the one before": (
+        QUANTILE, "abs_quantile.py", "numel + place + upto - 1", "numel + upto - 1",
+    ),
+    "abs_quantile: of 16 bits the next value is of the last digit": (
+        QUANTILE, "abs_quantile.py", "+ index) << SHIFT", "+ index)",
     ),
     "abs_quantile: a NaN is a large number": (
         QUANTILE, "abs_quantile.py", "tl.load(state + 3) > 0x7F800000", "tl.load(state + 3) < 0",
