@@ -7,6 +7,13 @@ from typing import Any
 from fastdiff.quality.picture import SHOWN_AT
 from fastdiff.quality.ranking import Row, best, rows
 
+STANDS_OUT = (
+    "`dpmsolver_2m_sde` draws nothing right at 15 to 30 steps: from 15 steps on diffusers' class "
+    "no longer lowers the order of the last step, and with trailing spacing that step spans a "
+    "factor of 7.6 in sigma at 20 steps, on which second order with noise overshoots. Diffusers' "
+    "own class gives the same latents (standard deviation 1.926 of both at 20 steps, 1.234 at 10)."
+)
+
 
 def page(record: dict[str, Any]) -> str:
     """Markdown."""
@@ -54,6 +61,8 @@ def page(record: dict[str, Any]) -> str:
         ("Calls of the network, and milliseconds a picture", _cost),
     ):
         parts += [f"## {title}", _table(found, steps, cell)]
+    if any(r.sampler == "dpmsolver_2m_sde" for r in found):
+        parts += ["## What stands out", STANDS_OUT]
     parts += ["## Left out", _left_out(record)]
     return "\n\n".join(parts) + "\n"
 
