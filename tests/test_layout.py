@@ -167,15 +167,18 @@ def test_an_op_imports_no_triton():
     assert run.stdout.splitlines() == [f"{op} False" for op in OPS], run.stderr
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("name", ["plan", "accelerate", "few_step"])
-def test_a_function_and_a_module_share_a_name(name, order):
-    """fastdiff.plan is the function, whoever imported the module fastdiff.plan, and when."""
-    use = f"import types; assert type(fastdiff.{name}) is types.FunctionType\n"
-    program = f"import fastdiff, sys\n{use if order == 'after' else ''}"
-    program += f"import fastdiff.{name}\nfrom fastdiff.{name} import {name} as function\n{use}"
-    program += f"assert fastdiff.{name} is function\nfrom fastdiff import {name} as third\n"
-    program += f"assert third is function and sys.modules['fastdiff.{name}'].{name} is function\n"
+@pytest.mark.parametrize("names", ["plan", "accelerate", "few_step", "plan accelerate few_step"])
+def test_a_function_and_a_module_share_a_name(names):
+    """fastdiff.plan is the function, whoever imported the module fastdiff.plan, and when: before
+    the function is used, for each in a process of its own, and after, for all in one."""
+    program = "import fastdiff, sys, types\n"
+    used = "assert type(fastdiff.{0}) is types.FunctionType\n"
+    checks = "import fastdiff.{0}\nfrom fastdiff.{0} import {0} as function\n" + used
+    checks += "assert fastdiff.{0} is function\nfrom fastdiff import {0} as third\n"
+    checks += "assert third is function and sys.modules['fastdiff.{0}'].{0} is function\n"
+    names = names.split()
+    for part in (used, checks) if len(names) > 1 else (checks,):
+        program += "".join(part.format(name) for name in names)
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
