@@ -55,7 +55,9 @@ class Kind:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} must be a record of this command as JSON: {error}") from error
+            raise ValueError(
+                f"{path} must be a record of this command as JSON: {error}. {ELSEWHERE}"
+            ) from error
         if not self._holds(found):
             raise ValueError(
                 f"{path} must be a record of `{self.command}`, schema {self.schema}. {ELSEWHERE}"

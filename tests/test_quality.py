@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from fastdiff.quality.record import Task, as_csv, load
 from fastdiff.quality.samplers import LEFT_OUT, STEPS, samplers, scheduler_of
 from fastdiff.registry import SOLVERS
 from fastdiff.shapes.evaluate import wilson
+from fastdiff.shapes.fingerprint import part_hash, weights_hash
 from fastdiff.shapes.networks import NOISE_SCHEDULE
 from fastdiff.tune.subject import Start, Subject
 
@@ -99,14 +101,28 @@ def test_what_is_not_finite_is_not_judged(subject, monkeypatch):
 def test_the_reference_is_kept_and_is_float64(subject, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "AT_ONCE", 2)
     path, told = tmp_path / "r.pt", []
-    first = runs.reference_of(subject, START.first(2), path, 6, told.append)
-    both = runs.reference_of(subject, START, path, 6, told.append)
+    first = runs.reference_of(subject, START.first(2), path, 6, tell=told.append)
+    both = runs.reference_of(subject, START, path, 6, tell=told.append)
     assert told == ["reference: 1 of 1 parts", "reference: 2 of 2 parts"]
+    assert torch.equal(runs.reference_of(subject, START.first(1), path, 6), both[:1])
     assert both.dtype == torch.float64
     assert torch.equal(both[:2], first)
     want = subject.run(subject.reference(6), START)
     torch.testing.assert_close(both.float(), want, rtol=1e-4, atol=1e-4)
     assert not torch.equal(both.float(), want)  # which is of float32
+
+
+def test_a_reference_of_something_else_is_made_anew(subject, tmp_path):
+    """What `--fresh` finds, and a larger run where a smaller one was."""
+    path, other = tmp_path / "r.pt", replace(subject, guidance=3.0)
+    want = runs.reference_of(other, START, tmp_path / "new.pt", 6, origin={"guidance": 3})
+    runs.reference_of(subject, START, path, 6, origin={"guidance": 2})
+    one = runs.reference_of(other, START.first(1), path, 6, origin={"guidance": 3})
+    assert torch.equal(one, runs.reference_of(other, START.first(1), tmp_path / "one.pt", 6))
+    assert torch.equal(runs.reference_of(other, START, path, 6, origin={"guidance": 3}), want)
+    path.write_text("nothing")
+    with pytest.raises(ValueError, match=r"r\.pt must be what .* keeps of its reference"):
+        runs.reference_of(subject, START, path, 6)
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +145,35 @@ def test_a_record_grows(run):
     assert [r["parts"][0] for r in second["rows"]] == [r["parts"][0] for r in first["rows"]]
     quality(out, pictures=3, **options)
     assert load(out / "quality.json") == second
+    assert second["student"] == part_hash(options["student"])
     with pytest.raises(UserError, match=r"measured with batch 2.*now it is batch 3.*--fresh"):
         quality(out, pictures=3, **{**options, "batch": 3})
+
+
+def test_a_batch_of_fewer_pictures_is_measured_again(run, tmp_path):
+    out, options, _ = run
+    for path in out.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    quality(tmp_path, pictures=4, **{**options, "steps": "2", "sampler": ["ddim"]})
+    before, after = (
+        [r for r in load(folder / "quality.json")["rows"] if r["sampler"] == "ddim"]
+        for folder in (out, tmp_path)
+    )
+    assert [[p["count"] for p in r["parts"]] for r in after] == [[2, 1], [2, 2]]
+    assert after[0] == before[0]
+    assert after[1]["parts"][0] == before[1]["parts"][0]
+
+
+def test_another_student_is_refused(run, tmp_path):
+    out, options, _ = run
+    weights = tmp_path / "unet"
+    shutil.copytree(options["student"], weights)
+    (weights / "more.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a student of weights .*; now they are .*--fresh"):
+        quality(out, pictures=3, **{**options, "student": weights})
+    (weights / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"--student must be the folder of a U-Net; got .*cannot"):
+        quality(tmp_path / "out", pictures=3, **{**options, "student": weights})
 
 
 def test_rows_are_sums_over_the_parts(run):
@@ -161,7 +204,9 @@ def test_files_are_made_of_the_record(run):
     text = (run[0] / "quality.md").read_text()
     assert text == page(record)
     assert "Every number is of 3 pictures." in text
+    assert "A step is a call, but of `heun`: see the last table." in text
     assert "## Teacher and student" in text
+    assert f"weights `{record['student'][:16]}`" in text
     table = list(csv.DictReader(io.StringIO((run[0] / "quality.csv").read_text())))
     assert len(table) == 8
     assert table[0]["sampler"] == "ddim"
@@ -173,6 +218,34 @@ def test_files_are_made_of_the_record(run):
     assert len(list(lines)) == 4 + 3  # the student has no distance
 
 
+def test_a_distance_beyond_the_axis_is_said_to_be_there(run):
+    record = load(run[0] / "quality.json")
+    assert "&gt;" not in svg(record)
+    record["rows"][0]["parts"][0]["squares"] = 2 * 1024 * 5.0**2
+    assert rows(record)[0].rms == 5
+    # beyond 3, the next quarter of a decade
+    assert ">&gt; 3.2</text>" in svg(record)
+
+
+def test_what_stands_out_is_what_the_record_holds(run):
+    def part(right):
+        one = load(run[0] / "quality.json")["rows"][0]["parts"][0]
+        return [one | {"right": right, "count": 32}]
+
+    def told(shares):
+        name = "dpmsolver_2m_sde"
+        found = [
+            {"model": "teacher", "sampler": name, "class": "", "steps": n, "parts": part(right)}
+            for n, right in shares.items()
+        ]
+        return page(load(run[0] / "quality.json") | {"rows": found})
+
+    said = "is right in 97 % at 10 steps but 0 % at 15, 3 % at 30: from 15 steps on"
+    assert said in told({10: 31, 15: 0, 30: 1, 50: 31})
+    for shares in ({2: 0, 10: 31}, {10: 31, 15: 30}, {15: 0}):
+        assert "What stands out" not in told(shares)
+
+
 def test_the_committed_record_is_of_the_model_that_ships():
     readme = (ROOT / "README.md").read_text()
     for path in (ROOT / "docs").glob("quality.json"):
@@ -180,12 +253,20 @@ def test_the_committed_record_is_of_the_model_that_ships():
         assert sentence(record) in " ".join(readme.split())
         card = (ROOT / "fastdiff/shapes/weights/base/README.md").read_text()
         assert record["conditions"]["weights"] in card
+        few_step = ROOT / "fastdiff/shapes/weights/few_step"
+        assert record["student"] == part_hash(few_step / "unet") == weights_hash(few_step)
         assert {r.sampler for r in rows(record)} <= {*samplers(), "lcm"}
 
 
-def test_a_file_that_is_no_record_is_refused(tmp_path, tiny):
-    (tmp_path / "quality.json").write_text("[]")
-    with pytest.raises(UserError, match=r"must be a record of `fastdiff bench quality`.*--fresh"):
+@pytest.mark.parametrize("how", ["no record", "a row without parts", "cut"])
+def test_a_file_that_is_no_record_is_refused(how, tmp_path, tiny, run):
+    record = load(run[0] / "quality.json")
+    record["rows"][1].pop("parts")
+    text = {"no record": "[]", "a row without parts": json.dumps(record), "cut": '{"schema": 1'}[
+        how
+    ]
+    (tmp_path / "quality.json").write_text(text)
+    with pytest.raises(UserError, match=r"quality\.json must be a record of .*--fresh"):
         quality(tmp_path, weights=tiny, compared=0)
 
 

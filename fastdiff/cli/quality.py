@@ -55,7 +55,7 @@ def quality(
     import torch
 
     from fastdiff.shapes.card import processor
-    from fastdiff.shapes.fingerprint import weights_hash
+    from fastdiff.shapes.fingerprint import part_hash, weights_hash
 
     torch.set_num_threads(threads)
     config = model.scheduler_config(home)
@@ -64,7 +64,14 @@ def quality(
     if student is not None:
         from diffusers import UNet2DConditionModel
 
-        unet = UNet2DConditionModel.from_pretrained(student, local_files_only=True).float().eval()
+        try:
+            unet = UNet2DConditionModel.from_pretrained(student, local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"--student must be the folder of a U-Net; got {str(student)!r}, which diffusers "
+                f"cannot load: {' '.join(str(error).split()):.200}"
+            ) from error
+        unet = unet.float().eval()
         unet.to(memory_format=torch.channels_last)
         pupil = replace(subject, guidance=1.0, unet=unet)
     origin = {
@@ -78,6 +85,7 @@ def quality(
         record = run(
             *(out, subject, config, task, origin),
             student=pupil,
+            student_weights=None if student is None else part_hash(student),
             fresh=fresh,
             tell=lambda text: print(text, flush=True),
         )

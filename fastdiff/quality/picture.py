@@ -27,8 +27,8 @@ def svg(record: dict[str, Any]) -> str:
         body.append("".join(chart.key(2 * CELL[0] + 4, i, names[model, name], said)))
     count = max((r.pictures for r in found), default=0)
     note = (
-        f"At most {count} pictures a point; bars: Wilson's 95 % interval. Coloured: most right at "
-        f"{', '.join(map(str, SHOWN_AT))} calls; grey: all other samplers."
+        f"At most {count} pictures a point; bars: Wilson's 95 % interval. Coloured: most right "
+        f"with at most {', '.join(map(str, SHOWN_AT))} calls; grey: all other samplers."
     )
     return chart.document("Quality against calls of the network", size, body, note)
 
@@ -105,6 +105,8 @@ def _distance(found: list[Row], names: dict[tuple[str, str], str]) -> str:
     for value in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2):
         if low <= math.log10(value) <= high:
             out += chart.level(y(value), f"{value:g}")
+    if max(values) > 10**high:
+        out += chart.level(TOP, f"&gt; {10**high:.1f}")  # where what is farther is drawn
     for key in sorted(lines, key=lambda k: k in names):
         places = [(_x(r.evaluations, ends), y(r.rms)) for r in lines[key] if r.rms]
         out.append(_line(places, names.get(key)))

@@ -1,10 +1,10 @@
 """The record of a run, written after every measurement (record_file.py).
 
-    {"schema": 1, "made": versions, "conditions": .., "refused": {..}, "rows": [..]}
+    {"schema": 1, "made": versions, "conditions": .., "refused": {..}, "student": .., "rows": [..]}
 
-`refused` says why a class refuses "sampler, steps".  A row is
-{"model", "sampler", "class", "steps", "parts"}, a part the Result of one batch of pictures
-and its number.  More pictures may be asked for later: they are more parts.
+`student` is the hash of its weights (null: none has run); `refused` says why a class refuses
+"sampler, steps".  A row is {"model", "sampler", "class", "steps", "parts"}, a part the Result of
+one batch of pictures and its number.  More pictures may be asked for later: they are more parts.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ from fastdiff.quality.samplers import (
     samplers,
     scheduler_of,
 )
-from fastdiff.record_file import Kind, Record, made
+from fastdiff.record_file import ELSEWHERE, Kind, Record, made
 from fastdiff.record_file import save as save_rows
 from fastdiff.shapes.evaluate import prompts_for
 from fastdiff.tune.subject import Start, Subject
 
-KIND = Kind("fastdiff bench quality", schema=1, parts={"refused": dict, "left_out": dict})
+KIND = Kind(
+    "fastdiff bench quality",
+    schema=1,
+    parts={"refused": dict, "left_out": dict},
+    keys={"rows": frozenset({"model", "sampler", "class", "steps", "parts"})},
+)
 load = KIND.load
 SEED = 300_000  # of picture 0: no seed of `fastdiff tune MODEL`
 
@@ -77,27 +82,36 @@ def run(
     origin: Record,
     *,
     student: Subject | None = None,
+    student_weights: str | None = None,
     fresh: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Record:
     """Measure what folder/quality.json does not hold yet; the whole record.
 
     The first batch is measured at every number of steps, few first, then the next one: a run that
-    is cut has compared all on the same pictures, but for the last batch.
-    Raises ValueError where the file is of other conditions or versions, or no record.
+    is cut has compared all on the same pictures, but for the last batch.  A batch that was of fewer
+    pictures, the last one of a smaller run, is measured again as a whole.
+    student_weights  hash of the student's, which are none of the conditions of the others' rows
+    Raises ValueError where the file is of other conditions, versions or students, or no record.
     """
     path = folder / "quality.json"
     wanted = conditions(subject, task, origin)
     record: Record = {"schema": KIND.schema, "made": made(), "conditions": wanted}
-    record |= {"left_out": LEFT_OUT, "refused": {}, "rows": []}
+    record |= {"left_out": LEFT_OUT, "refused": {}, "student": None, "rows": []}
     if path.exists() and not fresh:
-        record = {**KIND.resumed(path, record), "left_out": record["left_out"]}
+        record = {**record, **KIND.resumed(path, record), "left_out": record["left_out"]}
+    if student is not None:
+        _same_student(path, record, student_weights)
+        record["student"] = student_weights
     whole = task.start()
     compared = min(task.compared, task.pictures, task.batch)
     reference = None
     if compared:
+        origin = {"made": record["made"], "conditions": wanted}
         reference = reference_of(
-            subject, whole.first(compared), folder / "quality-reference.pt", task.calls, tell
+            *(subject, whole.first(compared), folder / "quality-reference.pt", task.calls),
+            origin=origin,
+            tell=tell,
         )
     chosen = task.samplers or samplers()
     for number, start in enumerate(whole.parts(task.batch)):
@@ -109,7 +123,8 @@ def run(
             for model, who, name in jobs:
                 row = _row(record, model, name, steps)
                 key = f"{name}, {steps}"
-                if any(p["batch"] == number for p in row["parts"]) or key in record["refused"]:
+                there = [p["count"] for p in row["parts"] if p["batch"] == number]
+                if (there and there[0] >= len(start.seeds)) or key in record["refused"]:
                     continue
                 try:
                     scheduler = scheduler_of(name, config)
@@ -120,11 +135,22 @@ def run(
                 given = target if model == "teacher" else None
                 result = measure(who, scheduler, steps, start, given)
                 row["class"] = type(scheduler).__name__
-                row["parts"].append({"batch": number, **asdict(result)})
+                others = [p for p in row["parts"] if p["batch"] != number]
+                row["parts"] = [*others, {"batch": number, **asdict(result)}]
                 save(path, record)
                 tell(f"{model} {name}, {steps} steps, batch {number}: {result.right}")
     save(path, record)
     return record
+
+
+def _same_student(path: Path, record: Record, weights: str | None) -> None:
+    """Raise where rows of a student are there and it was another one."""
+    there = record["student"]
+    if there != weights and any(row["model"] == "student" for row in record["rows"]):
+        raise ValueError(
+            f"{path} was measured with a student of weights {there!s:.16}; now they are "
+            f"{weights!s:.16}. {ELSEWHERE}"
+        )
 
 
 def _row(record: Record, model: str, name: str, steps: int) -> Record:

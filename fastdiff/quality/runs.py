@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
+from pickle import UnpicklingError
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -83,21 +85,39 @@ def reference_of(
     start: Start,
     path: Path,
     calls: int = REFERENCE,
+    *,
+    origin: Mapping[str, Any] = MappingProxyType({}),
     tell: Callable[[str], None] = lambda text: None,
 ) -> Tensor:
     """End points (M, C, H, W) float64 of DPM-Solver++ 2M with that many calls, all in float64.
 
-    They are kept in the file, AT_ONCE pictures after the others.
+    They are kept in the file, AT_ONCE pictures after the others, with origin, what they depend on
+    besides calls and pictures; what the file has of another origin is made anew.
     """
-    saved = checkpoint.load(path) or {"parts": []}
+    of = {"calls": calls, **origin}
+    saved = _saved(path)
+    if saved.get("of") != of:
+        saved = {"of": of, "parts": []}
     made = subject.reference(calls)
     unet = None
     for i, part in enumerate(start.parts(AT_ONCE)):
-        if i < len(saved["parts"]):
+        if i < len(saved["parts"]) and len(saved["parts"][i]) >= len(part.seeds):
             continue
+        del saved["parts"][i:]  # a part of fewer pictures, the last one of a smaller run
         unet = unet or copy.deepcopy(subject.pipe.unet).double()
         network = subject.network(part.prompts, unet)
         saved["parts"].append(sample(network, subject.noise(part.seeds).double(), made))
         checkpoint.save(path, saved)
         tell(f"reference: {i + 1} of {len(start.parts(AT_ONCE))} parts")
-    return torch.cat(saved["parts"])
+    return torch.cat(saved["parts"])[: len(start.seeds)]
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    """What is in the file; ValueError where that is nothing of ours."""
+    try:
+        return checkpoint.load(path) or {}
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(
+            f"{path} must be what `fastdiff bench quality` keeps of its reference; it cannot be "
+            "read. Without the file it is made anew"
+        ) from error
