@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 
 from fastdiff.plan import Plan
 from fastdiff.plan_fields import of_sample
-from fastdiff.table import COLUMNS, GAIN, HEAD, HI, LO, G, X, width
+from fastdiff.table import (
+    COLUMNS,
+    GAIN,
+    HEAD,
+    HI,
+    LO,
+    MAX_COLUMNS,
+    MAX_VECTORS,
+    G,
+    X,
+    width,
+)
 
 Floats = NDArray[np.float64]
 
@@ -27,8 +38,9 @@ def batch(plans: Sequence[Plan]) -> Plan:
 
     The result has the rows (N, B, K) of the longest, timesteps, alpha, sigma and draw of each
     sample (.., B), and noise_scale and c_in (B,), so that `fastdiff.sample` calls
-    denoise(x, t) with t (B,).  The same bits: if the network gives them for a sample whatever
-    the batch, and noise is drawn from seeds or a list of generators.
+    denoise(x, t) with t (B,); a single plan is returned as it is.  The same bits: if the network
+    gives them for a sample whatever the batch, and noise is drawn from seeds or a list of
+    generators.
 
     Raises TypeError or ValueError that names the plan, what it is and what would do.
     """
@@ -39,6 +51,7 @@ def batch(plans: Sequence[Plan]) -> Plan:
     depths = tuple(
         max((plan.depths[p] for plan in plans if p < plan.keeps), default=0) for p in range(keeps)
     )
+    _check_size(plans, depths)
     steps = max(plan.steps for plan in plans)
     last = np.minimum(np.arange(steps + 1)[:, None], [plan.steps for plan in plans])  # (N + 1, B)
     rows = np.stack([_rows(plan, depths, steps) for plan in plans], axis=1)
@@ -82,6 +95,24 @@ def _checked(plans: object) -> list[Plan]:
                 "one that changes nothing"
             )
     return list(plans)
+
+
+def _check_size(plans: list[Plan], depths: tuple[int, ...]) -> None:
+    """Raise where rings that hold the kept vectors of every plan are more than a row has room for.
+
+    Each of the plans fits; two of them need not, one with many kept vectors, one with deep rings.
+    """
+    keeps, history = len(depths), sum(depths)
+    columns = width(keeps, history)
+    if columns <= MAX_COLUMNS and keeps + history <= MAX_VECTORS:
+        return
+    most = max(range(len(plans)), key=lambda b: plans[b].keeps)
+    deep = max(range(len(plans)), key=lambda b: plans[b].history)
+    raise ValueError(
+        f"plans must fit into rows of {MAX_COLUMNS} columns and {MAX_VECTORS} vectors together; "
+        f"got {columns} and {keeps + history}, with depths {plans[most].depths} of plans[{most}] "
+        f"and {plans[deep].depths} of plans[{deep}]. Batches of their own would do"
+    )
 
 
 def _rows(plan: Plan, depths: tuple[int, ...], steps: int) -> Floats:

@@ -28,8 +28,8 @@ def seeds_of(seeds: object, device: torch.device | None = None) -> Tensor:
     listed = isinstance(seeds, Sequence) and not isinstance(seeds, (str, bytes))
     if not listed or not all(type(one) is int and one in RANGE for one in seeds):  # type: ignore[attr-defined]
         raise ValueError(
-            "seeds must be whole numbers of 64 bits, one for each sample, or an int64 tensor (B,); "
-            f"got {seeds!r:.60}. Try seeds=[7, 8]"
+            "seeds must be whole numbers in -2^63 .. 2^63 - 1, one for each sample, or an int64 "
+            f"tensor (B,); got {seeds!r:.60}. Try seeds=[7, 8]"
         )
     return torch.tensor(seeds, dtype=torch.int64, device=device or "cpu")
 

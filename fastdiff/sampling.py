@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdiff.ops.affine_step import affine_step
+from fastdiff.ops.affine_step_checks import dense
 from fastdiff.plan import Plan, on_device
 from fastdiff.rings import Rings
 from fastdiff.sample_seeds import starting_noise, step_seeds
@@ -70,6 +71,7 @@ def sample(
     else:
         alpha, sigma = (_each(level[0], noise, wide) for level in (plan.alpha, plan.sigma))
         x = start.to(wide) * alpha + noise.to(wide) * sigma
+    x = dense(x, plan.rows.shape[1])  # rows of each sample want the batch outermost
     c_in = _each(plan.c_in, noise, wide)
     entry = (x if isinstance(c_in, float) and c_in == 1 else x * c_in).to(dtype)
     rings = Rings(plan, table, x, dtype)
@@ -144,7 +146,7 @@ def _check(
     if per_sample not in (1, noise.shape[0]):
         raise ValueError(
             f"noise must have a batch of {per_sample}, since the plan has a row for each sample; "
-            f"got {noise.shape[0]}"
+            f"got {noise.shape[0]}. With noise='philox' give as many seeds"
         )
     if start is not None and not isinstance(start, Tensor):
         raise TypeError(f"start must be a tensor like noise; got {type(start).__name__}")

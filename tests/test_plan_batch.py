@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff.table import COLUMNS, HEAD
+from fastdiff.table import COLUMNS, HEAD, width
 
 SHAPE = (3, 4, 5)
 
@@ -85,8 +85,10 @@ def test_with_a_gradient_and_in_another_layout(kind):
     assert torch.equal(with_gradient, want)
     with_gradient.sum().backward()
     assert leaf.grad.isfinite().all()
-    last = noise.to(memory_format=torch.channels_last)
-    assert torch.equal(fastdiff.sample(call, last, both, seeds=seeds), want)
+    for order in ((0, 2, 3, 1), (1, 2, 3, 0)):  # channels last; the batch innermost
+        back = [order.index(d) for d in range(4)]
+        other = noise.permute(order).contiguous().permute(back)
+        assert torch.equal(fastdiff.sample(call, other, both, seeds=seeds), want)
 
 
 def test_generators_of_their_own_advance_as_alone():
@@ -144,6 +146,15 @@ def test_saved_and_copied(again, tmp_path):
     assert (made.depths, made.guided, made.about) == (both.depths, both.guided, both.about)
 
 
+def deep_rings(plan, depth):
+    """The plan, with a ring that nothing is written to or read from."""
+    rows = np.zeros((plan.steps, 1, width(1, depth)))
+    end = HEAD + COLUMNS
+    rows[..., :end] = plan.rows[..., :end]
+    rows[..., -2], rows[..., -1] = plan.rows[..., -1], -1
+    return fastdiff.Plan(rows, plan.timesteps, plan.alpha, plan.sigma, plan.draw, (depth,))
+
+
 def test_what_is_refused():
     one, guided = fastdiff.plan("ddim", steps=3), fastdiff.plan("ddim", steps=3, guidance=2.0)
     each = fastdiff.plan("ddim", steps=3, guidance=[[2.0, 3.0]])
@@ -158,6 +169,13 @@ def test_what_is_refused():
     both = fastdiff.batch([one, one])
     with pytest.raises(ValueError, match="noise must have a batch of 2"):
         fastdiff.sample(network, torch.zeros(3, 4), both)
+    with pytest.raises(ValueError, match=r"got 1\. With noise='philox' give as many seeds"):
+        fastdiff.sample(network, "philox", both, seeds=[7], shape=(4,))
+    deep, wide = deep_rings(one, 9), fastdiff.plan("sa_solver_3", steps=3)
+    with pytest.raises(
+        ValueError, match=r"plans must fit .*\(2, 1, 1\) of plans\[2\] and \(9,\) of"
+    ):
+        fastdiff.batch([one, deep, wide])
     with pytest.raises(ValueError, match=r"rows of the table must have shape \(N, 1, K\)"):
         fastdiff.TableScheduler(both)
 

@@ -86,8 +86,9 @@ class Seeded:
                own seed, the same whatever the batch, the device and the dtype (philox_normal of
                fastdiff/ops); the key of a step is its place in `timesteps`, and its generator,
                which pipelines hand on, draws nothing
-        seeds  (B,) whole numbers of 64 bits, or an int64 tensor, with "philox": one for each sample
-               of the batches that follow; a step with another number of samples raises ValueError
+        seeds  (B,) whole numbers in -2^63 .. 2^63 - 1, or an int64 tensor, with "philox": one for
+               each sample of the batches that follow; a step with another number of samples raises
+               ValueError
 
         Raises ValueError that names the argument, what it got and what would do.
         """

@@ -261,7 +261,7 @@ def test_a_step_that_draws_nothing_does_not_ask():
         ("gauss", None, "noise must be 'philox' or 'diffusers'; got 'gauss'"),
         ("philox", None, "seeds must be given with noise='philox', one for each sample"),
         ("diffusers", [7], "seeds go with noise='philox'; got .7. and 'diffusers'"),
-        ("philox", 7, "seeds must be whole numbers of 64 bits, one for each sample.*got 7"),
+        ("philox", 7, r"seeds must be whole numbers in -2\^63 \.\. 2\^63 - 1, one for each.*got 7"),
         ("philox", [7.0], "seeds must be whole numbers"),
         ("philox", [2**63], "seeds must be whole numbers"),
         ("philox", [-(2**63) - 1], "seeds must be whole numbers"),
