@@ -38,9 +38,8 @@ def batch(plans: Sequence[Plan]) -> Plan:
 
     The result has the rows (N, B, K) of the longest, timesteps, alpha, sigma and draw of each
     sample (.., B), and noise_scale and c_in (B,), so that `fastdiff.sample` calls
-    denoise(x, t) with t (B,); a single plan is returned as it is.  The same bits: if the network
-    gives them for a sample whatever the batch, and noise is drawn from seeds or a list of
-    generators.
+    denoise(x, t) with t (B,).  The same bits: if the network gives them for a sample whatever
+    the batch, and noise is drawn from seeds or a list of generators.
 
     Raises TypeError or ValueError that names the plan, what it is and what would do.
     """

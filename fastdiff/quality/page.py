@@ -157,7 +157,8 @@ def _student(found: list[Row], weights: str | None) -> str:
         "\n".join(lines)
         + "\n\nIn percent, with Wilson's 95 % interval; the teacher's best with at most so many "
         "calls, of equals the nearest to the reference. The student, weights "
-        f"`{weights or 'not recorded':.16}`, has no guidance."
+        f"`{weights or 'not recorded':.16}`, has no guidance and is not compared with the "
+        "reference."
     )
 
 
