@@ -123,6 +123,9 @@ def test_a_reference_of_something_else_is_made_anew(subject, tmp_path):
     path.write_text("nothing")
     with pytest.raises(ValueError, match=r"r\.pt must be what .* keeps of its reference"):
         runs.reference_of(subject, START, path, 6)
+    torch.save([1], path)  # read, but nothing of ours
+    with pytest.raises(ValueError, match=r"r\.pt must be what .* keeps of its reference"):
+        runs.reference_of(subject, START, path, 6)
 
 
 @pytest.fixture(scope="module")

@@ -114,10 +114,14 @@ def reference_of(
 
 def _saved(path: Path) -> dict[str, Any]:
     """What is in the file; ValueError where that is nothing of ours."""
+    cause: Exception | None = None
     try:
-        return checkpoint.load(path) or {}
+        found = checkpoint.load(path) or {}
+        if isinstance(found, dict):
+            return found
     except (RuntimeError, EOFError, UnpicklingError) as error:
-        raise ValueError(
-            f"{path} must be what `fastdiff bench quality` keeps of its reference; it cannot be "
-            "read. Without the file it is made anew"
-        ) from error
+        cause = error
+    raise ValueError(
+        f"{path} must be what `fastdiff bench quality` keeps of its reference; it cannot be "
+        "read. Without the file it is made anew"
+    ) from cause
