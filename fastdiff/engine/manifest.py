@@ -1,0 +1,187 @@
+"""manifest.json: what a bundle holds, for whom it was made, and the SHA-256 of every file.
+
+Axes have names: batch; height and width of the latent (sample); tokens of the text.  A port's
+shape is a list of numbers and of these names; a profile is the range of every axis.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from fastdiff.engine.errors import Corrupt, Incompatible
+
+SCHEMA = 1
+NAME = "manifest.json"
+MOST_BYTES = 4 << 20  # of a manifest; SDXL's has 20 kB
+AXES = ("batch", "height", "width", "tokens")
+TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+DTYPES = ("fp32", "fp16", "bf16")
+
+
+def _plain(name: str) -> str:
+    if name.endswith(".") or ".." in name or name == NAME:
+        raise ValueError("must be a plain file name, and not that of the manifest")
+    return name
+
+
+FileName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z", strict=True),
+    AfterValidator(_plain),
+]
+Word = Annotated[str, StringConstraints(min_length=1, max_length=200, strict=True)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\Z", strict=True)]
+Size = Annotated[int, Field(gt=0, le=1 << 20)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+class File(_Part):
+    """One file of the bundle: its length in bytes and its SHA-256."""
+
+    bytes: Annotated[int, Field(ge=0, le=1 << 44)]
+    sha256: Sha256
+
+
+class Port(_Part):
+    """An input or output of a graph: dtype as NumPy says it, shape of numbers and axis names."""
+
+    name: Word
+    dtype: Literal["float32", "float16", "bfloat16", "int64", "int32"]
+    shape: Annotated[list[Annotated[int, Field(ge=0, le=1 << 31)] | Word], Field(max_length=8)]
+
+
+class Graph(_Part):
+    """An ONNX file, its ports in order, and the file of its weights where they lie beside it."""
+
+    file: FileName
+    data: FileName | None = None
+    opset: Annotated[int, Field(ge=17, le=30)]
+    inputs: Annotated[list[Port], Field(min_length=1, max_length=200)]
+    outputs: Annotated[list[Port], Field(min_length=1, max_length=200)]
+
+
+class Range(_Part):
+    """What an axis may be: min <= opt <= max, each a multiple of `multiple`."""
+
+    min: Size
+    opt: Size
+    max: Size
+    multiple: Size = 1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"must have min <= opt <= max; got {self.min}:{self.opt}:{self.max}")
+        if any(value % self.multiple for value in (self.min, self.opt, self.max)):
+            raise ValueError(f"must be multiples of {self.multiple}")
+        return self
+
+
+Profile = Annotated[dict[Word, Range], Field(min_length=1, max_length=8)]
+
+
+class Target(_Part):
+    """What the bundle was made for and on; None where it does not matter to the target."""
+
+    name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+    version: Word
+    cuda: Word | None = None
+    driver: Word | None = None
+    compute_capability: Word | None = None  # "9.0"; "8.0,8.6,8.9,12.0" for a plan of several
+    os: Word
+    machine: Word
+
+
+class Engine(_Part):
+    """A plan built from a graph for one profile, by the target of the bundle."""
+
+    file: FileName
+    graph: Word
+    profile: Annotated[int, Field(ge=0, lt=64)]
+    refittable: bool = False
+
+
+class Model(_Part):
+    """The network that the U-Net's graph was made from."""
+
+    kind: Word  # its class in diffusers
+    config: dict[str, Any]
+    config_sha256: Sha256  # of what differs from the class's defaults
+    weights_sha256: Sha256
+    prediction_type: Word | None = None
+    scheduler: dict[str, Any] | None = None
+    vae_scale: Annotated[int, Field(gt=0, le=64)] = 8  # pixels of a picture per pixel of a latent
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
+
+
+class Manifest(_Part):
+    """The whole of it."""
+
+    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    fastdiff: Word
+    target: Target
+    dtype: Literal["fp32", "fp16", "bf16"]
+    model: Model
+    profiles: Annotated[list[Profile], Field(min_length=1, max_length=64)]
+    graphs: Annotated[dict[Word, Graph], Field(min_length=1, max_length=16)]
+    engines: Annotated[list[Engine], Field(max_length=256)] = []
+    samplers: Annotated[dict[Word, FileName], Field(max_length=200)] = {}
+    golden: FileName | None = None  # safetensors: the U-Net's inputs and output, by port
+    files: Annotated[dict[FileName, File], Field(min_length=1, max_length=1000)]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Manifest:
+        named = [name for g in self.graphs.values() for name in (g.file, g.data) if name]
+        named += [engine.file for engine in self.engines] + list(self.samplers.values())
+        named += [self.golden] if self.golden else []
+        if len(set(named)) != len(named):
+            raise ValueError("graphs, engines, samplers and golden must each have files of their own")
+        if missing := sorted(set(named) - set(self.files)):
+            raise ValueError(f"files must have every file that is named; {missing[0]!r} is not there")
+        if unnamed := sorted(set(self.files) - set(named)):
+            raise ValueError(f"files must be named by a graph or another field; {unnamed[0]!r} is not")
+        for engine in self.engines:
+            if engine.graph not in self.graphs or engine.profile >= len(self.profiles):
+                raise ValueError(f"engine {engine.file!r} must name a graph and a profile that exist")
+        return self
+
+    def text(self) -> str:
+        """The JSON that `parse` reads."""
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+def parse(text: bytes) -> Manifest:
+    """A manifest from JSON; Incompatible for another schema, Corrupt for anything that is wrong."""
+    if len(text) > MOST_BYTES:
+        raise Corrupt(f"{NAME} must have at most {MOST_BYTES} bytes; got {len(text)}")
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=True)[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        if first["loc"] == ("schema",) and first["type"] != "missing":
+            raise Incompatible(
+                f"{NAME} must be of schema {SCHEMA}, which this fastdiff reads; got "
+                f"{first['input']!r:.40}. Export the model again, or use the fastdiff that wrote it"
+            ) from None
+        raise Corrupt(
+            f"{NAME}: {where} is wrong ({first['msg']}); got {first['input']!r:.80}. "
+            "Fetch or export the bundle again"
+        ) from None
+
+
+__all__ = ["Engine", "File", "Graph", "Manifest", "Model", "Port", "Range", "Target", "parse"]
