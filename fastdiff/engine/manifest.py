@@ -36,11 +36,11 @@ def _plain(name: str) -> str:
 
 FileName = Annotated[
     str,
-    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z", strict=True),
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\z", strict=True),
     AfterValidator(_plain),
 ]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=200, strict=True)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\Z", strict=True)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z", strict=True)]
 Size = Annotated[int, Field(gt=0, le=1 << 20)]
 
 
