@@ -149,14 +149,22 @@ class Manifest(_Part):
         named += [engine.file for engine in self.engines] + list(self.samplers.values())
         named += [self.golden] if self.golden else []
         if len(set(named)) != len(named):
-            raise ValueError("graphs, engines, samplers and golden must each have files of their own")
+            raise ValueError(
+                "graphs, engines, samplers and golden must each have files of their own"
+            )
         if missing := sorted(set(named) - set(self.files)):
-            raise ValueError(f"files must have every file that is named; {missing[0]!r} is not there")
+            raise ValueError(
+                f"files must have every file that is named; {missing[0]!r} is not there"
+            )
         if unnamed := sorted(set(self.files) - set(named)):
-            raise ValueError(f"files must be named by a graph or another field; {unnamed[0]!r} is not")
+            raise ValueError(
+                f"files must be named by a graph or another field; {unnamed[0]!r} is not"
+            )
         for engine in self.engines:
             if engine.graph not in self.graphs or engine.profile >= len(self.profiles):
-                raise ValueError(f"engine {engine.file!r} must name a graph and a profile that exist")
+                raise ValueError(
+                    f"engine {engine.file!r} must name a graph and a profile that exist"
+                )
         return self
 
     def text(self) -> str:
