@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastdiff.engine.manifest import Port
+from fastdiff.engine import profiles
+from fastdiff.engine.manifest import Kind, Port
 
-TORCH = {
+TORCH: dict[Kind, torch.dtype] = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -26,7 +27,6 @@ TORCH = {
     "int32": torch.int32,
 }
 PORT = {value: name for name, value in TORCH.items()}
-TRAINED_STEPS = 1000  # times of an example, where the network does not say
 
 
 @dataclass(frozen=True)
@@ -44,35 +44,24 @@ class Network:
     multiple: int = 1
     highest: int = 2
 
-    def example(self, sizes: dict[str, int], *, seed: int = 0, time: float = 500.0) -> list[Tensor]:
-        """Inputs for these sizes of the axes, of each port's dtype: normal noise, times near time.
-
-        """
+    def example(
+        self, sizes: dict[str, int], *, seed: int = 0, times: Sequence[float] = (500.5, 7.0)
+    ) -> list[Tensor]:
+        """Inputs for these sizes of the axes, of each port's dtype: normal noise, times in turn."""
         generator = torch.Generator().manual_seed(seed)
         made = []
         for port in self.inputs:
-            shape = [self.size(dim, sizes) for dim in port.shape]
+            shape = shape_of(port, sizes)
             if port.dtype.startswith("int"):
                 value = torch.randint(self.highest, shape, generator=generator)
             elif port.name == "timestep":
-                value = time - torch.arange(shape[0], dtype=torch.float32)
+                value = torch.tensor([times[i % len(times)] for i in range(shape[0])])
             elif port.name == "time_ids":  # sizes of pictures and crops, in pixels
                 value = torch.randint(1024, shape, generator=generator)
             else:
                 value = torch.randn(shape, generator=generator)
             made.append(value.to(TORCH[port.dtype]))
         return made
-
-    @staticmethod
-    def size(dim: int | str, sizes: dict[str, int]) -> int:
-        """The number that a port's axis stands for: height/4 is a quarter, rounded up; height*8."""
-        if isinstance(dim, int):
-            return dim
-        if "*" in dim:
-            axis, _, times = dim.partition("*")
-            return sizes[axis] * int(times)
-        axis, _, share = dim.partition("/")
-        return -(-sizes[axis] // int(share or 1))
 
     def axes(self) -> set[str]:
         """Names of the axes that differ from call to call."""
@@ -81,9 +70,12 @@ class Network:
 
     def with_module(self, module: nn.Module) -> Network:
         """The same ports on another module, such as a copy in float64."""
-        return Network(
-            self.name, module, self.inputs, self.outputs, self.multiple, self.highest
-        )
+        return Network(self.name, module, self.inputs, self.outputs, self.multiple, self.highest)
+
+
+def shape_of(port: Port, sizes: Mapping[str, int]) -> list[int]:
+    """The shape of a port for these sizes of the axes."""
+    return [dim if isinstance(dim, int) else profiles.size(dim, sizes) for dim in port.shape]
 
 
 class TimeProjection(nn.Module):
@@ -202,7 +194,11 @@ def _text_width(config: Any) -> int:
 
 def _refuse_unet(config: Any) -> None:
     for name, known, remedy in (
-        ("addition_embed_type", (None, "text", "text_time"), "Kandinsky's embeddings have no ports"),
+        (
+            "addition_embed_type",
+            (None, "text", "text_time"),
+            "Kandinsky's embeddings have no ports",
+        ),
         ("encoder_hid_dim_type", (None, "text_proj"), "unload the IP-Adapter first"),
         ("class_embed_type", (None,), "export a U-Net without it"),
     ):
@@ -212,7 +208,7 @@ def _refuse_unet(config: Any) -> None:
         raise ValueError("unet must not have class_embeddings_concat; export a U-Net without it")
 
 
-def _residuals(module: Any, word: Any) -> list[Port]:
+def _residuals(module: Any, word: Kind) -> list[Port]:
     """What a ControlNet adds: an output of conv_in, of every block's layers and of its downsampler."""
     widths, ports, share = module.config.block_out_channels, [], 1
     places = [(widths[0], 1)]
@@ -225,7 +221,11 @@ def _residuals(module: Any, word: Any) -> list[Port]:
         ports.append((f"down_block_additional_residual_{i}", width, share))
     ports.append(("mid_block_additional_residual", widths[-1], share))
     return [
-        Port(name=name, dtype=word, shape=["batch", width, *(_share(a, s) for a in ("height", "width"))])
+        Port(
+            name=name,
+            dtype=word,
+            shape=["batch", width, *(_share(a, s) for a in ("height", "width"))],
+        )
         for name, width, s in ports
     ]
 
@@ -287,7 +287,7 @@ def vae_decoder(vae: Any, dtype: torch.dtype) -> Network:
     """latent_sample to sample."""
     channels, word = vae.config.latent_channels, PORT[dtype]
     latent = Port(name="latent_sample", dtype=word, shape=["batch", channels, "height", "width"])
-    sides = [f"{axis}*{vae_scale(vae)}" for axis in ("height", "width")]
+    sides = [f"{vae_scale(vae)}*{axis}" for axis in ("height", "width")]
     colours = vae.config.out_channels
     picture = Port(name="sample", dtype=word, shape=["batch", colours, *sides])
     return Network("vae_decoder", Decoder(vae).eval(), (latent,), (picture,))

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastdiff.engine import profiles
 from fastdiff.engine.errors import EngineError, Incompatible
 from fastdiff.engine.manifest import Graph, Port
-from fastdiff.engine.networks import TORCH, Network
+from fastdiff.engine.networks import TORCH, shape_of
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -74,7 +75,9 @@ class Session:
         try:
             session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime has a class for each status
-            raise EngineError(f"ONNX Runtime failed in {self.graph.file}: {_line(error)}") from error
+            raise EngineError(
+                f"ONNX Runtime failed in {self.graph.file}: {_line(error)}"
+            ) from error
         return outputs
 
     def close(self) -> None:
@@ -83,7 +86,7 @@ class Session:
         self._kept.clear()
 
     def _outputs(self, sizes: dict[str, int]) -> dict[str, Tensor]:
-        shapes = [tuple(Network.size(d, sizes) for d in p.shape) for p in self.graph.outputs]
+        shapes = [tuple(shape_of(port, sizes)) for port in self.graph.outputs]
         key = tuple(shapes)
         if self._reuse and key in self._kept:
             return self._kept[key]
@@ -119,7 +122,9 @@ def check_inputs(
                 f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
             )
         if value.device.type != device.type:
-            raise Incompatible(f"{port.name} must be on {device}, as the engine; got {value.device}")
+            raise Incompatible(
+                f"{port.name} must be on {device}, as the engine; got {value.device}"
+            )
         for dim, got in zip(port.shape, value.shape, strict=True):
             if isinstance(dim, str) and "/" in dim:
                 shares.append((port, dim, got, value))
@@ -132,9 +137,9 @@ def check_inputs(
                     + f"; got {tuple(value.shape)}"
                 )
     for port, dim, got, value in shares:
-        if got != Network.size(dim, sizes):
+        if got != profiles.size(dim, sizes):
             raise Incompatible(
-                f"{port.name} must have {dim} {Network.size(dim, sizes)}; got {tuple(value.shape)}"
+                f"{port.name} must have {dim} {profiles.size(dim, sizes)}; got {tuple(value.shape)}"
             )
     return sizes
 

@@ -1,4 +1,4 @@
-"""A network to ONNX: one trace, opset 21 with GroupNormalization whole, names and axes of its ports.
+"""A network to ONNX: one trace, opset 21 with GroupNormalization whole, and the ports' names.
 
 TensorRT takes the graph as it is; for_onnxruntime (group_norm.py) writes what its CPU runs better.
 """
@@ -18,7 +18,9 @@ from fastdiff.engine.networks import Network
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-OPSET = 21  # the first with GroupNormalization on channels; TensorRT-RTX 1.7 fails on 23's Attention
+OPSET = (
+    21  # the first with GroupNormalization on channels; TensorRT-RTX 1.7 fails on 23's Attention
+)
 # Sizes of the trace: none is 0 or 1, which the exporter takes for constants, and no two are equal.
 TRACED = {"batch": 3, "height": 4, "width": 6, "tokens": 7}
 
@@ -103,7 +105,9 @@ def _name_axes(model: ModelProto, network: Network) -> None:
         assert value.name == port.name, (value.name, port.name)
         dims = value.type.tensor_type.shape.dim
         if len(dims) != len(port.shape):
-            raise ValueError(f"{port.name} must have the axes {port.shape}; the trace has {len(dims)}")
+            raise ValueError(
+                f"{port.name} must have the axes {port.shape}; the trace has {len(dims)}"
+            )
         for dim, axis in zip(dims, port.shape, strict=True):
             traced = dim.dim_value if dim.HasField("dim_value") else None
             if isinstance(axis, int) and traced not in (axis, None):

@@ -1,4 +1,4 @@
-"""What takes the place of a UNet2DConditionModel in a pipeline: its face, and an engine behind it."""
+"""What takes the place of a UNet2DConditionModel in a pipeline: its face before an engine."""
 
 from __future__ import annotations
 
