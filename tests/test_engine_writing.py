@@ -177,7 +177,7 @@ for at in map(int, sys.argv[2:]):
         os._exit(0)
     _, status = os.wait()
     left = sorted(path.name for path in out.parent.iterdir())
-    print(os.waitstatus_to_exitcode(status), *[Path(n).suffix or n for n in left], flush=True)
+    print(os.waitstatus_to_exitcode(status), *sorted(Path(n).suffix or n for n in left), flush=True)
     if at == 99:
         break
     tiny_bundle.bundle.whole.sweep(out)
