@@ -161,7 +161,7 @@ class Model(_Part):
 class Manifest(_Part):
     """The whole of it."""
 
-    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    schema_: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)] = SCHEMA
     fastdiff: Word
     target: Target
     dtype: Literal["fp32", "fp16", "bf16"]
