@@ -75,6 +75,14 @@ def generate(
     ] = None,
     batch: Annotated[int, typer.Option(help="Pictures that the network sees at once.")] = 8,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..")] = "cpu",
+    noise: Annotated[
+        str,
+        typer.Option(
+            help="diffusers: of PyTorch's generators, as pipelines draw it; philox: of the seed by "
+            "a formula that every language has.",
+            metavar="NAME",
+        ),
+    ] = "diffusers",
     repeat: Annotated[
         Path | None,
         typer.Option(help="Run again what this generate.json records; only --out is heeded."),
@@ -103,6 +111,7 @@ def generate(
             model=model,
             batch=batch,
             device=device,
+            noise=noise,
         )
     )
 

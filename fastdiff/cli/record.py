@@ -24,6 +24,7 @@ OPTIONS: dict[str, tuple[type, ...]] = {  # of a request, and what JSON must hol
     "batch": (int,),
     "device": (str,),
     "few_step": (int, type(None)),
+    "noise": (str,),
 }
 
 
