@@ -84,6 +84,14 @@ def generate(
     trust_engine: Annotated[
         bool, typer.Option("--trust-engine", help="Take TensorRT plans from the bundle itself.")
     ] = False,
+    noise: Annotated[
+        str,
+        typer.Option(
+            help="diffusers: of PyTorch's generators, as pipelines draw it; philox: of the seed by "
+            "a formula that every language has.",
+            metavar="NAME",
+        ),
+    ] = "diffusers",
     repeat: Annotated[
         Path | None,
         typer.Option(help="Run again what this generate.json records; only --out is heeded."),
@@ -114,6 +122,7 @@ def generate(
             device=device,
             engine=engine,
             trust_engine=trust_engine,
+            noise=noise,
         )
     )
 

@@ -2,7 +2,8 @@
 
 Picture j of a prompt starts from noise of its own generator, seeded seed + j, which also feeds the
 solver where it draws noise; so it does not depend on count or batch (but for the last bits of the
-network's arithmetic).
+network's arithmetic).  With --noise philox it starts from philox_normal of that seed, and so does
+what the solver draws: numbers that a program without PyTorch makes, too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 SEEDS = 2**63  # a generator's seed is a signed 64-bit number
+NOISES = ("diffusers", "philox")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Request:
     few_step: int | None = None
     engine: Path | None = None
     trust_engine: bool = False
+    noise: str = NOISES[0]
     made: Plan | None = None
     weights: str | None = None
 
@@ -66,6 +69,8 @@ class Request:
             raise UserError("the prompt must not be empty; try 'a red circle above a blue square'")
         if self.few_step is not None:
             self._check_few_step()
+        if self.noise not in NOISES:
+            raise UserError(f"--noise must be {' or '.join(NOISES)}; got {self.noise!r}")
         for name, least in (("steps", 1), ("count", 1), ("scale", 1), ("batch", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} must be at least {least}; got {getattr(self, name)}")
@@ -224,11 +229,9 @@ def _batch(
             negative_prompt=[request.negative_prompt] * len(jobs) if steps.guided else None,
         )
         text = torch.cat([uncond, cond]) if steps.guided else cond
-        generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in jobs]
+        seeds = [seed for _, seed in jobs]
         side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
-        noise = torch.cat(
-            [torch.randn(1, channels, side, side, generator=g) for g in generators]
-        ).to(pipe.device)
+        start, own = _noise(request.noise, seeds, (channels, side, side), pipe.device)
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> Any:
             if not steps.guided:
@@ -244,9 +247,25 @@ def _batch(
                 )
             progress.update()
 
-        x = sample(denoise, noise, steps, generator=generators, callback=after)
+        x = sample(denoise, start, steps, **own, callback=after)
         decoded = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
     return pictures.of_tensor(decoded)
+
+
+def _noise(
+    kind: str, seeds: list[int], shape: tuple[int, ...], device: torch.device
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The noise that pictures start from, and what `sample` draws the rest from."""
+    import torch
+
+    from fastdiff.sample_seeds import PHILOX, seeds_of, starting_noise
+
+    if kind == PHILOX:
+        own = seeds_of(seeds, device)
+        return starting_noise(kind, own, shape, None), {"seeds": own}
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    start = torch.cat([torch.randn(1, *shape, generator=g) for g in generators])
+    return start.to(device), {"generator": generators}
 
 
 def _plain(request: Request) -> dict[str, Any]:
