@@ -1,6 +1,6 @@
 """TensorRT's two flavours behind one face: `tensorrt` (10.9 to 11) and `tensorrt-rtx`.
 
-    tensorrt_build.py  an ONNX file to plans      tensorrt_run.py  a plan to what runs on torch tensors
+    tensorrt_build.py  an ONNX file to plans     tensorrt_run.py  a plan that runs on torch tensors
     tensorrt_refit.py  new weights for an engine
 
 Their Python modules look alike.  What differs is here: tensorrt builds on the GPU that will run
@@ -123,7 +123,7 @@ def capability() -> str | None:
 
 
 def driver() -> str | None:
-    """The version of the NVIDIA driver; None where there is none or it cannot be asked (Windows)."""
+    """The version of the NVIDIA driver; None where there is none, and on Windows."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
