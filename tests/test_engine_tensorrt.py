@@ -1,5 +1,6 @@
 """Building plans: TensorRT-RTX for real, with no GPU; TensorRT by a module that looks like it."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from fastdiff.engine import build_progress, profiles, tensorrt, tensorrt_build
+from fastdiff.engine import build_progress, here, profiles, tensorrt, tensorrt_build
 from fastdiff.engine.errors import Corrupt, EngineError, Incompatible
 from fastdiff.engine.manifest import Range
 from tests import fake_tensorrt
@@ -253,14 +254,17 @@ def test_the_key_changes_with_all_that_a_plan_depends_on(pretend, monkeypatch):
     pretend(fake_tensorrt.module("1.7.1"), RTX)
     rtx = tensorrt.load(RTX)
     keys += [key(of=rtx), key(of=rtx, capabilities=("12.0",))]
-    for name, value in (("capability", "8.9"), ("driver", "999.1"), ("_device_name", "other")):
-        with monkeypatch.context() as here:
-            here.setattr(tensorrt, name, lambda value=value: value)
-            keys.append(key())
-            assert key(of=rtx) == keys[9]  # built with no GPU: not of one
-    with monkeypatch.context() as here:
-        here.setattr("platform.system", lambda: "Windows")
+    with monkeypatch.context() as other:
+        other.setattr(tensorrt, "_device_name", lambda: "another")
         keys.append(key())
+    found = here.look("tensorrt")
+    for field in ("compute_capability", "driver", "cuda", "os"):
+        there = dataclasses.replace(found, **{field: "another"})
+        with monkeypatch.context() as other:
+            other.setattr(here, "look", lambda target, there=there: there)
+            keys.append(key())
+            # A plan of RTX is built with no GPU, so it is not of one.
+            assert (key(of=rtx) == keys[9]) == (field != "os")
     assert len(set(keys)) == len(keys)
     assert key() == keys[0] == tensorrt_build.key(["a"], [narrow(16)], flavour, settings)
     assert all(re.fullmatch("[0-9a-f]{64}", k) for k in keys)
