@@ -1,6 +1,6 @@
 """TensorRT's two flavours behind one face: `tensorrt` (10.9 to 11) and `tensorrt-rtx`.
 
-    tensorrt_build.py  an ONNX file to plans      tensorrt_run.py  a plan to what runs on torch tensors
+    tensorrt_build.py  an ONNX file to plans     tensorrt_run.py  a plan that runs on torch tensors
     tensorrt_refit.py  new weights for an engine
 
 Their Python modules look alike.  What differs is here: tensorrt builds on the GPU that will run
@@ -13,14 +13,13 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import platform
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from fastdiff.engine import here
 from fastdiff.engine.errors import Incompatible
 
 LOG = logging.getLogger("fastdiff.engine.tensorrt")
@@ -122,26 +121,17 @@ def capability() -> str | None:
     return "{}.{}".format(*torch.cuda.get_device_capability())
 
 
-def driver() -> str | None:
-    """The version of the NVIDIA driver; None where there is none or it cannot be asked (Windows)."""
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text()
-    except OSError:
-        return None
-    return next((w for w in text.split() if w[0].isdigit() and w.count(".") >= 1), None)
-
-
 def check_device(flavour: Flavour) -> str:
     """The compute capability of the GPU here; Incompatible where this flavour cannot run on it."""
-    here = capability()
-    if here is None:
+    found = capability()
+    if found is None:
         raise Incompatible(
             f"target {flavour.target} runs on an NVIDIA GPU, and torch sees none "
             "(torch.cuda.is_available() is False). Use a bundle of target onnxruntime"
         )
-    if flavour.portable and here not in flavour.capabilities():
-        raise Incompatible(_not_rtx(here, flavour))
-    return here
+    if flavour.portable and found not in flavour.capabilities():
+        raise Incompatible(_not_rtx(found, flavour))
+    return found
 
 
 def check_capabilities(flavour: Flavour, wanted: tuple[str, ...]) -> None:
@@ -166,16 +156,17 @@ def environment(flavour: Flavour, capabilities: tuple[str, ...]) -> dict[str, st
     """
     from fastdiff import __version__
 
-    portable = flavour.portable
+    found, portable = here.look(flavour.target), flavour.portable
     return {
         "target": flavour.target,
         "version": flavour.version,
         "fastdiff": __version__,
-        "os": platform.system(),
-        "machine": platform.machine(),
-        "compute_capability": ",".join(capabilities) if portable else capability(),
+        "os": found.os,
+        "machine": found.machine,
+        "compute_capability": ",".join(capabilities) if portable else found.compute_capability,
         "device": None if portable else _device_name(),
-        "driver": None if portable else driver(),
+        "driver": None if portable else found.driver,
+        "cuda": None if portable else found.cuda,
     }
 
 

@@ -73,7 +73,7 @@ def plans(
     onnx: Path,
     profiles: Sequence[Profile],
     target: str,
-    settings: Settings = Settings(),  # noqa: B008 it is frozen
+    settings: Settings = Settings(),
     *,
     store: Store,
     progress: bool = True,
