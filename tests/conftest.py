@@ -10,6 +10,11 @@ import pytest
 hypothesis.settings.register_profile("fastdiff", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("fastdiff")
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from tests import interpreter
+
+    interpreter.quicken()
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device, skipped where there is none")
