@@ -8,7 +8,8 @@
 # The first of them makes .venv and builds; the next ones find that done. PYTHON=python3.12 chooses.
 # Where nvcc is, CUDA kernels are built, too (FASTDIFF_CUDA=0 make demo leaves them out); `make test`
 # judges what the compiler said of them and builds what is missing. Test processes have one thread each,
-# but for tests of threads: with two on two cores Triton's interpreter took twice as long.
+# but for tests of threads: with two on two cores Triton's interpreter took twice as long. Files come
+# in the order of tests/conftest.py; by their number of tests the longest came last.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,7 +41,8 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=15 -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=15 -n $(JOBS) --dist loadfile \
+		--no-loadscope-reorder
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
