@@ -159,7 +159,7 @@ def test_generate_takes_it(exported, tmp_path):
     assert "warning" not in result.stderr
     stock, ours = (pixels(tmp_path / name / "0-5.png") for name in ("stock", "ours"))
     assert difference(stock, ours) <= 1
-    assert judge(torch.from_numpy(ours / 255).permute(2, 0, 1), prompts_for([PROMPT])[0])
+    assert judge(torch.from_numpy(ours / 255).float().permute(2, 0, 1), PROMPT).right
     record = tmp_path / "ours/generate.json"
     assert json.loads(record.read_text())["request"]["engine"] == str(exported / "bundle")
     generate("--repeat", record, "--out", tmp_path / "again")
