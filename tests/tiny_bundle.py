@@ -74,6 +74,17 @@ def model(nodes=None, initializers=None, opset=21, **graph):
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
+def one_node(op, constants=(), outputs=("out_sample",), **attributes):
+    """A graph whose one node takes `sample` for every operand that is None."""
+    names = ["sample" if value is None else f"c{k}" for k, value in enumerate(constants)]
+    initializers = [
+        numpy_helper.from_array(np.asarray(value), name)
+        for name, value in zip(names, constants, strict=True)
+        if value is not None
+    ]
+    return model([helper.make_node(op, names, outputs, **attributes)], initializers)
+
+
 def save(folder: Path, made=None, data=None, file="unet.onnx"):
     """Write the model; data: the file beside it where its weights of 16 bytes and more lie."""
     made = model() if made is None else made

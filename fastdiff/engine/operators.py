@@ -1,11 +1,10 @@
 """The operators that a graph of a bundle may have, and the numbers in them that may not be too big.
 
 The list is of what pure functions of tensors need: no control flow, no sequences, no strings, no
-random numbers, no recurrent or image-decoding operators, nothing of another domain.  It has two
-reasons besides: onnx 1.23.2's checker dies of an LSTM without inputs, and the fewer kernels a
-file from elsewhere can call, the less there is to be wrong in them.  What a U-Net, VAE, text
-encoder or transformer of diffusers is exported to at opset 20 to 23 is in it, and the sampler's
-step.
+random numbers, no recurrent or image-decoding operators, nothing of another domain.  The fewer
+kernels and checks a file from elsewhere can call, the less there is to be wrong in them.  What a
+U-Net, VAE, text encoder or transformer of diffusers is exported to at opset 20 to 23 is in it, and
+the sampler's step.
 """
 
 from __future__ import annotations
@@ -145,10 +144,12 @@ def _one_hot(op: str, operands: list[Array | None]) -> None:
 
 
 def _divide(op: str, operands: list[Array | None]) -> None:
-    """An integer divided by 0, and the lowest one by -1, end the process (SIGFPE)."""
+    """The lowest whole number by -1 ends the process in ONNX Runtime 1.31.1 (SIGFPE), in Mod, too;
+    by 0 it is an error there, and undefined elsewhere.
+    """
     by = operands[1]
     if by is not None and by.dtype.kind in "iu" and ((by == 0) | (by == -1)).any():
-        raise Untrusted(f"{op} must not divide whole numbers by 0 or -1, which ends the process")
+        raise Untrusted(f"{op} must not divide whole numbers by 0 or -1, which can end the process")
 
 
 def _few(values: Array) -> str:
