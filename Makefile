@@ -21,6 +21,7 @@ NATIVE := $(wildcard csrc/*)
 READY := .venv/.ready
 
 export HF_HUB_OFFLINE := 1
+unexport PYTHONDONTWRITEBYTECODE # or each of hundreds of processes compiles our modules again
 
 .PHONY: demo test bench docs upstream format clean
 

@@ -18,7 +18,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 
 # The longest first, for a file is what one of several processes takes: a minute of CPU and more.
-LONGEST = ["compile_everywhere", "compile_attention", "bias_residual", "generate", "cuda_on_host"]
+LONGEST = [
+    "engine_export",
+    "compile_everywhere",
+    "compile_attention",
+    "bias_residual",
+    "generate",
+    "cuda_on_host",
+]
 LONGEST += ["build", "group_norm_triton", "cross_attention", "benchmarks", "add_layer_norm"]
 LONGEST += ["attention", "campaign", "abs_quantile", "upsample_conv", "accelerate_modules"]
 

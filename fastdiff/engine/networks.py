@@ -85,8 +85,9 @@ class TimeProjection(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, projection: Any) -> None:
+    def __init__(self, projection: Any, *, keep_dtype: bool = False) -> None:
         super().__init__()
+        self.keep_dtype = keep_dtype
         half = projection.num_channels // 2
         exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32)
         exponent = exponent / (half - projection.downscale_freq_shift)
@@ -99,11 +100,12 @@ class TimeProjection(nn.Module):
         return self  # float32 whatever the network's dtype, as in diffusers
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        """(B,) to (B, channels), float32."""
+        """(B,) to (B, channels), float32, or the dtype of the times."""
         angle = timesteps[:, None].float() * self.frequencies
         parts = [torch.sin(angle), torch.cos(angle)]
         out = torch.cat(parts[::-1] if self.flip else parts, dim=-1)
-        return nn.functional.pad(out, (0, 1)) if self.odd else out
+        out = nn.functional.pad(out, (0, 1)) if self.odd else out
+        return out.to(timesteps.dtype) if self.keep_dtype else out
 
 
 class UNetModule(nn.Module):
@@ -114,7 +116,10 @@ class UNetModule(nn.Module):
         self.unet = twin(unet)
         for name in ("time_proj", "add_time_proj"):
             if hasattr(unet, name):
-                self.unet._modules[name] = TimeProjection(getattr(unet, name))
+                # diffusers joins SDXL's to the pooled text and then casts both: the graph, which
+                # has no join of two dtypes, casts first
+                keep = name == "add_time_proj"
+                self.unet._modules[name] = TimeProjection(getattr(unet, name), keep_dtype=keep)
         self.names = tuple(names)
 
     def forward(self, *inputs: Tensor) -> Tensor:
