@@ -101,7 +101,11 @@ def export(
     networks = pieces.of_parts(
         found, TORCH[name], controlnet=controlnet, vae=vae, text_encoder=text_encoder
     )
-    wanted = SAMPLERS if samplers is None and found.scheduler is not None else samplers or ()
+    main = networks[0].name
+    if step and main != "unet":
+        raise ValueError(f"step must be False for a {found.kind}; it is for U-Nets")
+    usual = SAMPLERS if found.scheduler is not None and main == "unet" else ()
+    wanted = usual if samplers is None else samplers
     tables, model = pieces.tables(found, wanted, guidance), pieces.model(found)
     _need_onnxruntime()
     where = _target(target, version("onnxruntime") if target == "onnxruntime" else NO_PLANS)
@@ -114,23 +118,23 @@ def export(
     with bundles.writing(out, replace=replace) as folder:
         graphs: dict[str, Graph] = {}
         for network in networks:
-            beside = step and network.name == "unet"
+            beside = step and network.name == main
             graphs |= _graphs(network, folder, target, profiles, verify, beside, tell)
         samples = {}
         for key, table in tables.items():
             samples[key] = f"sampler-{key}.json"
             table.save(folder / samples[key])
-        golden = _golden(networks[0], graphs["unet"], folder, profiles[0])
+        golden = _golden(networks[0], graphs[main], folder, profiles[0])
         engines: list[Any] = []
         if planned:
             from fastdiff.engine import tensorrt_bundle
 
             def built(seconds: float, size: int) -> None:
                 if tell is not None:
-                    tell(Step("unet", "built", seconds, size))
+                    tell(Step(main, "built", seconds, size))
 
             where, engines = tensorrt_bundle.engines(
-                target, folder, graphs["unet"], profiles, built, settings
+                target, folder, main, graphs[main], profiles, built, settings
             )
         bundles.finish(
             folder,

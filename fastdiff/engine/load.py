@@ -9,7 +9,11 @@ import torch
 
 from fastdiff.engine import bundle as bundles
 from fastdiff.engine.errors import Incompatible
+from fastdiff.engine.face import Engine
+from fastdiff.engine.transformer import EngineTransformer
 from fastdiff.engine.unet import EngineUNet
+
+FACES: dict[str, type[Engine]] = {"unet": EngineUNet, "transformer": EngineTransformer}
 
 
 def load_engine(
@@ -20,8 +24,10 @@ def load_engine(
     providers: Sequence[str] | None = None,
     threads: int | None = None,
     reuse_outputs: bool = False,
-) -> EngineUNet:
-    """The U-Net of a bundle, to be put into a pipeline: `pipe.unet = fastdiff.load_engine(..)`.
+) -> Engine:
+    """The network of a bundle, for a pipeline: `pipe.unet = fastdiff.load_engine(..)`.
+
+    An EngineUNet, or an EngineTransformer, which is put into `pipe.transformer`.
 
     device          where it runs: cpu or cuda with ONNX Runtime, cuda with TensorRT
     trust_engine    take TensorRT plans from the bundle: they are code, so only from who is trusted.
@@ -34,28 +40,31 @@ def load_engine(
     Raises Untrusted, Incompatible or Corrupt, all of them EngineError.
     """
     found = bundles.open(bundle)
-    if "unet" not in found.manifest.graphs:
+    graphs = found.manifest.graphs
+    names = [name for name in FACES if name in graphs]
+    if not names:
         raise Incompatible(
-            f"the bundle must hold a U-Net; {found.path} holds "
-            f"{', '.join(sorted(found.manifest.graphs))}"
+            f"the bundle must hold one of {', '.join(FACES)}; {found.path} holds "
+            f"{', '.join(sorted(graphs))}"
         )
+    name = names[0]
     if found.manifest.target.name != "onnxruntime":
         from fastdiff.engine import tensorrt_bundle
 
-        plans = tensorrt_bundle.runner(found, device, trust_engine=trust_engine)
-        return EngineUNet(plans, found)
+        plans = tensorrt_bundle.runner(found, name, device, trust_engine=trust_engine)
+        return FACES[name](plans, found)
     found.check_here()
     from fastdiff.engine.session import Session
 
     session = Session(
-        found.manifest.graphs["unet"],
-        found.graph("unet"),
+        graphs[name],
+        found.graph(name),
         device,
         providers=providers,
         threads=threads,
         reuse_outputs=reuse_outputs,
     )
-    return EngineUNet(session, found)
+    return FACES[name](session, found)
 
 
 __all__ = ["load_engine"]

@@ -334,4 +334,12 @@ def twin(module: nn.Module) -> nn.Module:
     return twin
 
 
-__all__ = ["Network", "TimeProjection", "twin", "text_encoder", "unet", "vae_decoder", "vae_encoder"]
+__all__ = [
+    "Network",
+    "TimeProjection",
+    "text_encoder",
+    "twin",
+    "unet",
+    "vae_decoder",
+    "vae_encoder",
+]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastdiff.engine import configs, networks, profiles
+from fastdiff.engine import configs, networks, profiles, transformer_ports
 from fastdiff.engine.manifest import Model, Profile, Range
 from fastdiff.engine.networks import Network
 from fastdiff.plan import Plan, plan
@@ -21,16 +21,24 @@ Sizes = int | str | Sequence[int] | None
 ENCODERS = ("text_encoder", "text_encoder_2")
 GUIDANCE = 7.5  # of the tables, where nothing else is said: Stable Diffusion's default
 TEXT = 77  # tokens of CLIP, where there is no text encoder to ask
+LONG_TEXT = {"SD3Transformer2DModel": 333, "FluxTransformer2DModel": 512}  # as pipelines default to
+KINDS = ("UNet2DConditionModel", *transformer_ports.KINDS)
+PACKED = 2  # rows and columns of a latent in one patch of Flux
 
 
 @dataclass(frozen=True)
 class Parts:
     """What is exported, by its diffusers names; None where it is not there."""
 
-    unet: Any
+    network: Any
     vae: Any = None
     encoders: tuple[tuple[str, Any], ...] = ()
     scheduler: Any = None
+
+    @property
+    def kind(self) -> str:
+        """The class of the network in diffusers."""
+        return type(self.network).__name__
 
     @property
     def scale(self) -> int:
@@ -40,45 +48,48 @@ class Parts:
     @property
     def text(self) -> int:
         """Tokens that the text encoder reads."""
+        if self.kind in LONG_TEXT:
+            return LONG_TEXT[self.kind]
         if not self.encoders:
             return TEXT
         return int(self.encoders[0][1].config.max_position_embeddings)
 
 
 def of(pipe_or_unet: Any) -> Parts:
-    """The parts of a diffusers pipeline, or a UNet2DConditionModel alone."""
+    """The parts of a diffusers pipeline, or a network of KINDS alone."""
     if isinstance(pipe_or_unet, nn.Module):
         return Parts(_plain(pipe_or_unet))
-    unet = getattr(pipe_or_unet, "unet", None)
-    if not isinstance(unet, nn.Module):
+    found = (getattr(pipe_or_unet, name, None) for name in ("unet", "transformer"))
+    network = next((one for one in found if one is not None), None)
+    if not isinstance(network, nn.Module):
         raise TypeError(
-            "pipe_or_unet must be a diffusers pipeline with a U-Net in PyTorch, or that U-Net; got "
-            f"{type(pipe_or_unet).__name__}"
-            + (f" with a unet of {type(unet).__name__}" if unet is not None else "")
+            "pipe_or_unet must be a diffusers pipeline with a U-Net or transformer in PyTorch, or "
+            f"that network; got {type(pipe_or_unet).__name__}"
+            + (f" with {type(network).__name__} for it" if network is not None else "")
         )
-    found = [(name, getattr(pipe_or_unet, name, None)) for name in ENCODERS]
+    encoders = [(name, getattr(pipe_or_unet, name, None)) for name in ENCODERS]
     return Parts(
-        _plain(unet),
+        _plain(network),
         getattr(pipe_or_unet, "vae", None),
-        tuple((name, encoder) for name, encoder in found if encoder is not None),
+        tuple((name, encoder) for name, encoder in encoders if encoder is not None),
         getattr(pipe_or_unet, "scheduler", None),
     )
 
 
-def _plain(unet: nn.Module) -> nn.Module:
-    """The U-Net in diffusers' own classes: what torch.compile and accelerate did is left out."""
-    unet = getattr(unet, "_orig_mod", unet)
-    if type(unet).__name__ != "UNet2DConditionModel" and not _ours(unet):
-        raise TypeError(
-            f"unet must be a UNet2DConditionModel; got {type(unet).__name__}. Other networks have "
-            "no ports yet"
-        )
-    if any(_ours(module) for module in unet.modules()):
+def _plain(network: nn.Module) -> nn.Module:
+    """The network in diffusers' own classes: what torch.compile and accelerate did is left out."""
+    network = getattr(network, "_orig_mod", network)
+    if any(_ours(module) for module in network.modules()):
         from fastdiff.accelerate import restore
 
-        unet = copy.deepcopy(unet)
-        restore(unet)
-    return unet
+        network = copy.deepcopy(network)
+        restore(network)
+    if type(network).__name__ not in KINDS:
+        raise TypeError(
+            f"pipe_or_unet must have a network of {', '.join(KINDS)}; got "
+            f"{type(network).__name__}, which has no ports yet"
+        )
+    return network
 
 
 def _ours(module: nn.Module) -> bool:
@@ -90,16 +101,28 @@ def ranges(parts: Parts, batch: Sizes, height: Sizes, width: Sizes, tokens: Size
 
     Sizes are a number, (min, opt, max), or text as on the command line (profiles.parse).
     """
-    side = parts.unet.config.sample_size
-    sides = (side, side) if isinstance(side, int) or side is None else tuple(side)
-    multiple = 2**parts.unet.num_upsamplers
+    config = parts.network.config
+    side = config.get("sample_size") or (64 if parts.kind == KINDS[0] else 128)
+    sides = (side, side) if isinstance(side, int) else tuple(side)
+    flux = parts.kind == "FluxTransformer2DModel"
+    multiple = PACKED if flux else config.get("patch_size") or 2**parts.network.num_upsamplers
     axes = {"batch": _range("batch", batch, [Range(min=1, opt=2, max=8)], 1, 1)}
     for name, given, own in (("height", height, sides[0]), ("width", width, sides[1])):
-        usual = [_around(own or 64, multiple)]
-        axes[name] = _range(name, given, usual, parts.scale, multiple)
+        axes[name] = _range(name, given, [_around(own, multiple)], parts.scale, multiple)
     usual = [Range(min=1, opt=parts.text, max=3 * parts.text)]
     axes["tokens"] = _range("tokens", tokens, usual, 1, 1)
-    return profiles.expand(axes)
+    found = profiles.expand(axes)
+    return [_in_patches(profile) for profile in found] if flux else found
+
+
+def _in_patches(profile: Profile) -> Profile:
+    """Height and width as the number of Flux's patches; it does not care where they lie."""
+    tall, wide = profile["height"], profile["width"]
+    low, opt, high = (
+        getattr(tall, name) * getattr(wide, name) // PACKED**2 for name in ("min", "opt", "max")
+    )
+    kept = {name: axis for name, axis in profile.items() if name not in ("height", "width")}
+    return kept | {"patches": Range(min=low, opt=opt, max=high)}
 
 
 def _around(side: int, multiple: int) -> Range:
@@ -123,13 +146,13 @@ def _range(name: str, given: Sizes, usual: list[Range], unit: int, multiple: int
 
 def model(parts: Parts) -> Model:
     """What the manifest says of the network."""
-    unet, vae, scheduler = parts.unet, parts.vae, parts.scheduler
+    network, vae, scheduler = parts.network, parts.vae, parts.scheduler
     config = None if scheduler is None else configs.plain(scheduler.config)
     return Model(
-        kind="UNet2DConditionModel",
-        config=configs.plain(unet.config),
-        config_sha256=configs.config_hash("UNet2DConditionModel", unet.config),
-        weights_sha256=configs.weights_hash(unet),
+        kind=parts.kind,
+        config=configs.plain(network.config),
+        config_sha256=configs.config_hash(parts.kind, network.config),
+        weights_sha256=configs.weights_hash(network),
         prediction_type=None if config is None else config.get("prediction_type"),
         scheduler=config,
         vae_scale=parts.scale,
@@ -147,7 +170,7 @@ def tables(parts: Parts, names: Sequence[str], guidance: float | None) -> dict[s
         return {}
     if parts.scheduler is None:
         raise ValueError(
-            f"samplers must be empty for a U-Net alone, which has no scheduler; got {names!r}. "
+            f"samplers must be empty for a network alone, which has no scheduler; got {names!r}. "
             "Export the pipeline, or give samplers=()"
         )
     config, found = parts.scheduler.config, {}
@@ -178,10 +201,17 @@ def of_parts(
         raise ValueError("vae must be False for a U-Net alone; export the pipeline it is of")
     if text_encoder and not parts.encoders:
         raise ValueError("text_encoder must be False without one; export the pipeline it is of")
-    made = [networks.unet(_in(parts.unet, dtype), dtype, controlnet=controlnet)]
+    own = _in(parts.network, dtype)
+    if parts.kind in transformer_ports.KINDS:
+        for name, asked in (("controlnet", controlnet), ("text_encoder", text_encoder)):
+            if asked:
+                raise ValueError(f"{name} must be False for a {parts.kind}, which has none yet")
+        made = [transformer_ports.KINDS[parts.kind](own, dtype)]
+    else:
+        made = [networks.unet(own, dtype, controlnet=controlnet)]
     if vae:
-        own = _in(parts.vae, dtype)
-        made += [networks.vae_decoder(own, dtype), networks.vae_encoder(own, dtype)]
+        coder = _in(parts.vae, dtype)
+        made += [networks.vae_decoder(coder, dtype), networks.vae_encoder(coder, dtype)]
     if text_encoder:
         two = len(parts.encoders) > 1
         made += [

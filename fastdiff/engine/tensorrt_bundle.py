@@ -24,12 +24,13 @@ from fastdiff.engine.tensorrt_build import Settings
 def engines(
     target: str,
     folder: Path,
+    name: str,
     graph: Graph,
     ranges: Sequence[Profile],
     built: Callable[[float, int], None],
     settings: Settings,
 ) -> tuple[Target, list[Engine]]:
-    """A plan of the U-Net for each profile in the bundle's folder, from the cache if it is there.
+    """A plan of graph `name` for each profile in the bundle's folder, from the cache if it is there.
 
     built  called with seconds and bytes of all plans
     """
@@ -37,9 +38,9 @@ def engines(
     found = tensorrt_build.plans(folder / graph.file, ranges, target, settings, store=cache)
     made = []
     for i, path in enumerate(found):
-        name = f"unet.{i}.plan"
-        shutil.copyfile(path, folder / name)
-        made.append(Engine(file=name, graph="unet", profile=i, refittable=settings.refittable))
+        file = f"{name}.{i}.plan"
+        shutil.copyfile(path, folder / file)
+        made.append(Engine(file=file, graph=name, profile=i, refittable=settings.refittable))
     size = sum((folder / engine.file).stat().st_size for engine in made)
     built(time.perf_counter() - began, size)
     return target_here(target, settings), made
@@ -101,21 +102,23 @@ class Plans:
         self._plans.clear()
 
 
-def runner(bundle: Bundle, device: str | torch.device, *, trust_engine: bool = False) -> Plans:
-    """What runs the U-Net of a TensorRT bundle.
+def runner(
+    bundle: Bundle, name: str, device: str | torch.device, *, trust_engine: bool = False
+) -> Plans:
+    """What runs the graph `name` of a TensorRT bundle.
 
     With trust_engine the bundle's own plans, if they are for what is here; without it plans that
     are built here from its ONNX graph and kept, so that a new driver or GPU costs one build.
     """
     manifest, device = bundle.manifest, torch.device(device)
-    target, ranges, graph = manifest.target.name, manifest.profiles, manifest.graphs["unet"]
+    target, ranges, graph = manifest.target.name, manifest.profiles, manifest.graphs[name]
     if device.type != "cuda":
         raise Incompatible(
             f"device must be cuda for a bundle of target {target}; got {device}. Export it with "
             "--target onnxruntime for the CPU"
         )
     tensorrt.check_device(tensorrt.load(target))
-    own = {e.profile: e for e in manifest.engines if e.graph == "unet"}
+    own = {e.profile: e for e in manifest.engines if e.graph == name}
     if trust_engine:
         bundle.check_here()
         if lacking := [i for i in range(len(ranges)) if i not in own]:
@@ -126,7 +129,7 @@ def runner(bundle: Bundle, device: str | torch.device, *, trust_engine: bool = F
         paths = [bundle.plan(own[i], trust_engine=True) for i in range(len(ranges))]
     else:
         settings = Settings(refittable=any(engine.refittable for engine in own.values()))
-        paths = tensorrt_build.plans(bundle.graph("unet"), ranges, target, settings, store=cache)
+        paths = tensorrt_build.plans(bundle.graph(name), ranges, target, settings, store=cache)
 
     def read(i: int) -> Any:
         return tensorrt_run.read(paths[i], target, cache=cache.folder(), trust_engine=trust_engine)
