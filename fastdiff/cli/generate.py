@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdiff.cli import UserError, model, pictures
+from fastdiff.cli import UserError, engines, model, pictures
 from fastdiff.cli import record as records
 from fastdiff.plan import Plan, plan
 from fastdiff.registry import find
+from fastdiff.schedules.config import default_spacing
 from fastdiff.shapes.fingerprint import weights_hash
 
 if TYPE_CHECKING:
@@ -48,14 +49,19 @@ class Request:
     batch: int = 8
     device: str = "cpu"
     few_step: int | None = None
+    engine: Path | None = None
+    trust_engine: bool = False
     noise: str = NOISES[0]
     made: Plan | None = None
     weights: str | None = None
 
     @staticmethod
-    def of_record(path: Path, out: Path) -> Request:
-        """The run that a generate.json records, into another folder."""
-        return Request(**records.read(path), out=out)
+    def of_record(path: Path, out: Path, trust_engine: bool = False) -> Request:
+        """The run that a generate.json records, into another folder.
+
+        trust_engine is never taken from a record: it is for whoever runs this to say.
+        """
+        return Request(**records.read(path), out=out, trust_engine=trust_engine)
 
     def check(self) -> None:
         """Everything that can be said before the networks are loaded."""
@@ -99,6 +105,7 @@ class Request:
             ("spacing", "the student was taught the times of LCM"),
             ("negative_prompt", "the student is called without guidance"),
             ("model", "the student is the built-in model's"),
+            ("engine", "the student is a network of its own"),
         ):
             if getattr(self, name) not in (None, ""):
                 option = name.replace("_", "-")
@@ -118,6 +125,8 @@ def run(request: Request) -> None:
     if request.few_step is not None:
         parts.append(model.student())
         model.take_student(pipe, request.device)
+    if request.engine is not None:
+        engines.take(pipe, request)
     found = weights_hash(*parts)
     jobs = [(prompt, request.seed + j) for prompt in request.prompts for j in range(request.count)]
     names = [f"{i}-{seed}.png" for i, (_, seed) in enumerate(jobs)]
@@ -181,7 +190,7 @@ def _plan(request: Request, folder: Path) -> Plan:
         return request.made
     config = model.scheduler_config(folder)
     guidance = request.guidance
-    spacing: str | list[int] = request.spacing or model.default_spacing(config)
+    spacing: str | list[int] = request.spacing or default_spacing(config)
     if request.few_step is not None:
         guidance, spacing = 1.0, model.student_times(request.few_step)
     if guidance is None:
@@ -262,7 +271,8 @@ def _noise(
 def _plain(request: Request) -> dict[str, Any]:
     """The request as JSON, without the folder it went to."""
     values = asdict(request)
-    for name in ("made", "out", "weights"):
+    for name in ("made", "out", "weights", "trust_engine"):
         del values[name]
-    values["model"] = None if request.model is None else str(request.model)
+    for name in ("model", "engine"):
+        values[name] = None if values[name] is None else str(values[name])
     return values

@@ -1,4 +1,4 @@
-"""What can be wrong with a bundle or an engine: one base and three children, each one clear line."""
+"""What can be wrong with a bundle or an engine: one base and three children, one line each."""
 
 
 class EngineError(Exception):

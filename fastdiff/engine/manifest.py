@@ -6,6 +6,7 @@ shape is a list of numbers and of these names; a profile is the range of every a
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,24 +29,53 @@ TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 DTYPES = ("fp32", "fp16", "bf16")
 
 
+# Devices on Windows, with any ending: a host in C# or JavaScript may open the files there.
+DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{port}{n}" for port in ("com", "lpt") for n in range(10)),
+}
+
+
 def _plain(name: str) -> str:
-    if name.endswith(".") or ".." in name or name == NAME:
+    stem = name.lower().split(".")[0]
+    if name.endswith(".") or ".." in name or name.lower() == NAME or stem in DEVICES:
         raise ValueError("must be a plain file name, and not that of the manifest")
     return name
 
 
+def _finite(value: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity; Python's and pydantic's readers take them."""
+    rest: list[Any] = [value]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, float) and not isfinite(item):
+            raise ValueError("must hold finite numbers")
+        if isinstance(item, int) and not -(1 << 63) <= item < 1 << 64:
+            raise ValueError("must hold whole numbers of 64 bits")
+        rest += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return value
+
+
+# "$" of pydantic's regular expressions is the end of the text, not of a line.
 FileName = Annotated[
     str,
-    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z", strict=True),
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", strict=True),
     AfterValidator(_plain),
 ]
-Word = Annotated[str, StringConstraints(min_length=1, max_length=200, strict=True)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\Z", strict=True)]
+Word = Annotated[str, StringConstraints(pattern=r"^[ -~]{1,200}$", strict=True)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", strict=True)]
 Size = Annotated[int, Field(gt=0, le=1 << 20)]
+Config = Annotated[dict[str, Any], AfterValidator(_finite)]
+
+
+Kind = Literal["float32", "float16", "bfloat16", "int64", "int32"]  # as NumPy says it
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class File(_Part):
@@ -59,7 +89,7 @@ class Port(_Part):
     """An input or output of a graph: dtype as NumPy says it, shape of numbers and axis names."""
 
     name: Word
-    dtype: Literal["float32", "float16", "bfloat16", "int64", "int32"]
+    dtype: Kind
     shape: Annotated[list[Annotated[int, Field(ge=0, le=1 << 31)] | Word], Field(max_length=8)]
 
 
@@ -118,11 +148,11 @@ class Model(_Part):
     """The network that the U-Net's graph was made from."""
 
     kind: Word  # its class in diffusers
-    config: dict[str, Any]
+    config: Config
     config_sha256: Sha256  # of what differs from the class's defaults
     weights_sha256: Sha256
     prediction_type: Word | None = None
-    scheduler: dict[str, Any] | None = None
+    scheduler: Config | None = None
     vae_scale: Annotated[int, Field(gt=0, le=64)] = 8  # pixels of a picture per pixel of a latent
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
@@ -131,7 +161,7 @@ class Model(_Part):
 class Manifest(_Part):
     """The whole of it."""
 
-    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    schema_: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)] = SCHEMA
     fastdiff: Word
     target: Target
     dtype: Literal["fp32", "fp16", "bf16"]
@@ -145,18 +175,30 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
-        named = [name for g in self.graphs.values() for name in (g.file, g.data) if name]
+        named = [graph.file for graph in self.graphs.values()]
+        # the graph of a step has the U-Net's weights, and they need not be there twice
+        named += sorted({graph.data for graph in self.graphs.values() if graph.data})
         named += [engine.file for engine in self.engines] + list(self.samplers.values())
         named += [self.golden] if self.golden else []
         if len(set(named)) != len(named):
-            raise ValueError("graphs, engines, samplers and golden must each have files of their own")
+            raise ValueError(
+                "graphs, engines, samplers and golden must each have files of their own"
+            )
         if missing := sorted(set(named) - set(self.files)):
-            raise ValueError(f"files must have every file that is named; {missing[0]!r} is not there")
+            raise ValueError(
+                f"files must have every file that is named; {missing[0]!r} is not there"
+            )
         if unnamed := sorted(set(self.files) - set(named)):
-            raise ValueError(f"files must be named by a graph or another field; {unnamed[0]!r} is not")
+            raise ValueError(
+                f"files must be named by a graph or another field; {unnamed[0]!r} is not"
+            )
+        if len({name.lower() for name in self.files}) != len(self.files):
+            raise ValueError("files must have names that differ in more than upper and lower case")
         for engine in self.engines:
             if engine.graph not in self.graphs or engine.profile >= len(self.profiles):
-                raise ValueError(f"engine {engine.file!r} must name a graph and a profile that exist")
+                raise ValueError(
+                    f"engine {engine.file!r} must name a graph and a profile that exist"
+                )
         return self
 
     def text(self) -> str:
@@ -169,19 +211,39 @@ def parse(text: bytes) -> Manifest:
     if len(text) > MOST_BYTES:
         raise Corrupt(f"{NAME} must have at most {MOST_BYTES} bytes; got {len(text)}")
     try:
-        return Manifest.model_validate_json(text)
+        found = Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=True)[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        if first["loc"] == ("schema",) and first["type"] != "missing":
+        got = _short(first["input"])
+        if first["loc"] == ("schema",):
             raise Incompatible(
-                f"{NAME} must be of schema {SCHEMA}, which this fastdiff reads; got "
-                f"{first['input']!r:.40}. Export the model again, or use the fastdiff that wrote it"
+                f"{NAME} must be of schema {SCHEMA}, which this fastdiff reads; got {got}. "
+                "Export the model again, or use the fastdiff that wrote it"
             ) from None
+        where = _printable(".".join(map(str, first["loc"]))) or "it"
         raise Corrupt(
-            f"{NAME}: {where} is wrong ({first['msg']}); got {first['input']!r:.80}. "
+            f"{NAME}: {where} is wrong ({_printable(first['msg'])}); got {got}. "
             "Fetch or export the bundle again"
         ) from None
+    if "schema_" not in found.model_fields_set:
+        raise Corrupt(f"{NAME} must say its schema; it does not. Fetch or export the bundle again")
+    return found
+
+
+def _short(value: object) -> str:
+    """What was got, in one short line; a value may be a whole file or a number of 10 000 digits."""
+    if isinstance(value, bytes | str):
+        return repr(value[:60])
+    if isinstance(value, bool | float | None):
+        return repr(value)
+    if isinstance(value, int):
+        return repr(value) if value.bit_length() < 128 else f"a number of {value.bit_length()} bits"
+    return f"a {type(value).__name__}"
+
+
+def _printable(text: str) -> str:
+    """A line of a file from elsewhere may hold line ends and what a terminal obeys."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:300])
 
 
 __all__ = ["Engine", "File", "Graph", "Manifest", "Model", "Port", "Range", "Target", "parse"]
