@@ -31,6 +31,14 @@ def subject(tiny):
     return model.subject(tiny, 2.0)
 
 
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """The folder of exported.py: bundle/, and the graphs *.onnx as they were traced."""
+    from tests import exported
+
+    return exported.folder(tmp_path_factory)
+
+
 @pytest.fixture
 def no_gradients():
     import torch

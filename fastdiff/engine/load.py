@@ -39,11 +39,12 @@ def load_engine(
             f"the bundle must hold a U-Net; {found.path} holds "
             f"{', '.join(sorted(found.manifest.graphs))}"
         )
-    found.check_here()
     if found.manifest.target.name != "onnxruntime":
-        from fastdiff.engine import tensorrt
+        from fastdiff.engine import tensorrt_bundle
 
-        return EngineUNet(tensorrt.runner(found, device, trust_engine=trust_engine), found)
+        plans = tensorrt_bundle.runner(found, device, trust_engine=trust_engine)
+        return EngineUNet(plans, found)
+    found.check_here()
     from fastdiff.engine.session import Session
 
     session = Session(

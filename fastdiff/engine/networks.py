@@ -209,7 +209,7 @@ def _refuse_unet(config: Any) -> None:
 
 
 def _residuals(module: Any, word: Kind) -> list[Port]:
-    """What a ControlNet adds: an output of conv_in, of every block's layers and of its downsampler."""
+    """What a ControlNet adds: to conv_in, to every block's layers and to its downsampler."""
     widths, ports, share = module.config.block_out_channels, [], 1
     places = [(widths[0], 1)]
     for width, block in zip(widths, module.down_blocks, strict=True):
