@@ -64,7 +64,7 @@ def write(out):
         model = {"kind": "UNet2DConditionModel", "config": {"sample_size": SIDE}}
         model |= {"config_sha256": "0" * 64, "weights_sha256": "1" * 64, "vae_scale": 1}
         model |= {"scaling_factor": SCALE, "shift_factor": SHIFT}
-        axis = {"min": 1, "opt": 2, "max": 64}
+        axis = {"min": 2, "opt": 2, "max": 64, "multiple": 2}
         bundle.finish(
             folder,
             fastdiff="0.0",

@@ -13,9 +13,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPTokenizer
 
+from fastdiff.cli.model import built_in
 from fastdiff.ops.philox_normal import philox_normal
+from fastdiff.shapes.text import tokenize
 from tests import javascript_bundle as tiny
+from tests.exported import OPTIONS
+from tests.test_generate import generate as command
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "javascript"
 LOCK, INSTALLED = EXAMPLE / "package-lock.json", EXAMPLE / "node_modules" / ".package-lock.json"
@@ -34,8 +39,8 @@ def node():
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node and npm are not installed")
     if not INSTALLED.exists() or INSTALLED.stat().st_mtime < LOCK.stat().st_mtime:
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        done = subprocess.run(command, cwd=EXAMPLE, capture_output=True, text=True)
+        install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        done = subprocess.run(install, cwd=EXAMPLE, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     return shutil.which("node")
 
@@ -46,8 +51,8 @@ def small(tmp_path_factory):
 
 
 def generate(node, bundle, *options):
-    command = [node, "generate.mjs", bundle, *options]
-    return subprocess.run([*map(str, command)], cwd=EXAMPLE, capture_output=True, text=True)
+    given = [node, "generate.mjs", bundle, *options]
+    return subprocess.run([*map(str, given)], cwd=EXAMPLE, capture_output=True, text=True)
 
 
 def pixels(path):
@@ -60,8 +65,8 @@ def words(ids):
 
 def evaluate(node, program):
     """What a program with the example's modules at hand prints, as JSON."""
-    command = [node, "--input-type=module", "--eval", program]
-    done = subprocess.run(command, cwd=EXAMPLE, capture_output=True, text=True)
+    given = [node, "--input-type=module", "--eval", program]
+    done = subprocess.run(given, cwd=EXAMPLE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -113,10 +118,27 @@ def test_pictures_are_those_of_python(node, small, tmp_path, sampler):
     assert want.std() > 20  # a picture of something
 
 
+@pytest.mark.parametrize("sampler", ["dpmpp_2m-8", "euler_a-6"])
+def test_the_built_in_model_draws_what_the_command_draws(node, exported, tmp_path, sampler):
+    """From token ids to a PNG: each of three channels at most 1 of 255 apart."""
+    prompt, seed = "a red circle above a blue square", 11
+    tokenizer = CLIPTokenizer.from_pretrained(built_in() / "tokenizer")
+    ids, negative = tokenize(tokenizer, [prompt, ""]).tolist()
+    options = ["--ids", words(ids), "--negative-ids", words(negative), "--sampler", sampler]
+    out = tmp_path / "x.png"
+    done = generate(node, exported / "bundle", *options, "--seed", seed, "--out", out)
+    assert done.returncode == 0, done.stderr
+    solver, _, steps = sampler.partition("-")
+    arguments = ["--sampler", solver, "--steps", steps, "--guidance", OPTIONS["guidance"]]
+    command(prompt, *arguments, "--noise", "philox", "--seed", seed, "--out", tmp_path / "python")
+    assert np.abs(pixels(out) - pixels(tmp_path / "python" / f"0-{seed}.png")).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--sampler", "heun-3"], "--sampler must be one of the bundle's, .*; got heun-3"),
+        (["--height", "9"], "--height must be a multiple of 2; got 9"),
         (["--seed", "-1"], "--seed must be a whole number; got -1"),
         (["--negative-ids", "1,2"], "--negative-ids must be as many as --ids, 4; got 2"),
     ],

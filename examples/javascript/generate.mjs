@@ -50,9 +50,7 @@ const { last_hidden_state } = await text.run({ input_ids });
 await text.release();
 
 const channels = graphs.step.inputs.find((port) => port.name === "x").shape[1];
-const [height, width] = ["height", "width"].map((side) =>
-  options[side] ? whole(`--${side}`, options[side]) / model.vae_scale : model.config.sample_size,
-);
+const [height, width] = [side("height"), side("width")]; // of the latent
 const shape = [1, channels, height, width];
 const size = channels * height * width;
 const slots = plan.depths.reduce((sum, depth) => sum + depth, 0);
@@ -95,6 +93,16 @@ function tensor(numbers, shape) {
     : Float32Array.from([numbers].flat(Infinity), (value) => infinite[value] ?? value);
   const known = shape.reduce((product, axis) => (axis < 0 ? product : product * axis), 1);
   return new ort.Tensor("float32", flat, shape.map((axis) => (axis < 0 ? flat.length / known : axis)));
+}
+
+function side(name) {
+  if (!options[name]) return model.config.sample_size;
+  const unit = bundle.manifest.profiles[0][name].multiple * model.vae_scale;
+  const pixels = whole(`--${name}`, options[name]);
+  if (!pixels || pixels % unit) {
+    throw new Error(`--${name} must be a multiple of ${unit}; got ${pixels}`);
+  }
+  return pixels / model.vae_scale;
 }
 
 function tokens(option, list) {
