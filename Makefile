@@ -68,5 +68,6 @@ format: $(READY)
 
 clean:
 	rm -rf .venv build out *.egg-info fastdiff/_C*.so fastdiff/_build_info.json
+	rm -rf examples/javascript/node_modules
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -113,7 +113,7 @@ TEXT_OF_STEP = """step () => () {{
     operands = Concat <axis = 0> (x_one, m_one, e_one, z_one, history)
     flat = Slice (column, head, end, i0)
     each_weight = Concat <axis = 0> (results, wide, samples, ones)
-    weights = Reshape (flat, each_weight)
+    weights = Reshape <allowzero = 1> (flat, each_weight)
     products = Mul (weights, operands)
     unread = Equal (weights, zero)
     terms = Where (unread, zero, products)
