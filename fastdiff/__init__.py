@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fastdiff import k_diffusion, training
     from fastdiff.accelerate import accelerate, report, restore
     from fastdiff.backends import use_backend
+    from fastdiff.engine.export import export
+    from fastdiff.engine.load import load_engine
     from fastdiff.few_step import few_step
     from fastdiff.plan import Plan, plan
     from fastdiff.plan_batch import batch
@@ -88,8 +90,10 @@ __all__ = [
     "UniPCMultistepScheduler",
     "accelerate",
     "batch",
+    "export",
     "few_step",
     "k_diffusion",
+    "load_engine",
     "plan",
     "report",
     "restore",
@@ -129,7 +133,9 @@ _HOME = {  # public name -> the module it lives in
     "UniPCMultistepScheduler": "fastdiff.schedulers",
     "accelerate": "fastdiff.accelerate",
     "batch": "fastdiff.plan_batch",
+    "export": "fastdiff.engine.export",
     "few_step": "fastdiff.few_step",
+    "load_engine": "fastdiff.engine.load",
     "plan": "fastdiff.plan",
     "report": "fastdiff.accelerate",
     "restore": "fastdiff.accelerate",

@@ -104,7 +104,7 @@ def test_what_a_config_leaves_out_is_what_diffusers_would_take(folder, name, spa
     config = model.scheduler_config(folder)
     stock = getattr(diffusers, name).from_pretrained(folder, subfolder="scheduler")
     assert model.family(folder, config).alphas_cumprod == pytest.approx(stock.alphas_cumprod)
-    assert model.default_spacing(config) == stock.config.timestep_spacing
+    assert default_spacing(config) == stock.config.timestep_spacing
     assert config["prediction_type"] == stock.config.prediction_type
     generate(PROMPT, "--model", folder, "--steps", 1, "--out", folder.parent / "out")
     assert (folder.parent / "out" / "0-0.png").exists()

@@ -16,6 +16,8 @@ app = typer.Typer(
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
 app.add_typer(bench, name="bench")
+engine = typer.Typer(no_args_is_help=True, help="Plans that were built on this machine.")
+app.add_typer(engine, name="engine")
 
 
 @app.callback(invoke_without_command=True)
@@ -75,6 +77,21 @@ def generate(
     ] = None,
     batch: Annotated[int, typer.Option(help="Pictures that the network sees at once.")] = 8,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..")] = "cpu",
+    engine: Annotated[
+        Path | None,
+        typer.Option(help="A bundle of `fastdiff export` whose U-Net runs instead of --model's."),
+    ] = None,
+    trust_engine: Annotated[
+        bool, typer.Option("--trust-engine", help="Take TensorRT plans from the bundle itself.")
+    ] = False,
+    noise: Annotated[
+        str,
+        typer.Option(
+            help="diffusers: of PyTorch's generators, as pipelines draw it; philox: of the seed by "
+            "a formula that every language has.",
+            metavar="NAME",
+        ),
+    ] = "diffusers",
     repeat: Annotated[
         Path | None,
         typer.Option(help="Run again what this generate.json records; only --out is heeded."),
@@ -84,7 +101,7 @@ def generate(
     from fastdiff.cli.generate import Request, run
 
     if repeat is not None:
-        run(Request.of_record(repeat, out))
+        run(Request.of_record(repeat, out, trust_engine))
         return
     run(
         Request(
@@ -103,7 +120,107 @@ def generate(
             model=model,
             batch=batch,
             device=device,
+            engine=engine,
+            trust_engine=trust_engine,
+            noise=noise,
         )
+    )
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="'shapes', the built-in model, a local diffusers folder, or a U-Net's.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle; must not be there.")],
+    target: Annotated[
+        str, typer.Option(help="onnxruntime, tensorrt or tensorrt-rtx.", metavar="NAME")
+    ] = "onnxruntime",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="fp32, fp16, bf16.  [default: fp32; fp16 for TensorRT]", metavar="NAME"),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(help="Samples at once, twice the pictures with guidance.  [default: 1:2:8]"),
+    ] = None,
+    height: Annotated[
+        str | None,
+        typer.Option(help="Pixels, min:opt:max, several by commas.  [default: from the model]"),
+    ] = None,
+    width: Annotated[str | None, typer.Option(help="As --height.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Of the text.  [default: 1 : the model's : 3 times that]")
+    ] = None,
+    controlnet: Annotated[
+        bool, typer.Option("--controlnet", help="With inputs for a ControlNet's residuals.")
+    ] = False,
+    vae: Annotated[bool, typer.Option("--with-vae", help="Its decoder and encoder, too.")] = False,
+    text_encoder: Annotated[
+        bool, typer.Option("--with-text-encoder", help="One or both of them, too.")
+    ] = False,
+    step: Annotated[
+        bool, typer.Option("--with-step", help="A graph of a whole sampler step, too.")
+    ] = False,
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(help="A table NAME:STEPS; may be repeated.  [default: four]", metavar="NAME"),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Of the tables.  [default: the built-in model's; 7.5 elsewhere]"),
+    ] = None,
+    verify: Annotated[
+        str,
+        typer.Option(help="Where numbers are compared: corners of the ranges, or smallest."),
+    ] = "corners",
+    memory_limit: Annotated[
+        int | None, typer.Option(help="Bytes that TensorRT may use to build.")
+    ] = None,
+    refittable: Annotated[
+        bool, typer.Option("--refittable", help="TensorRT engines that take other weights.")
+    ] = False,
+    weight_streaming: Annotated[
+        bool, typer.Option("--weight-streaming", help="TensorRT engines larger than the GPU.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="A bundle that is already in --out.")
+    ] = False,
+) -> None:
+    """A model's networks as ONNX or TensorRT, checked against PyTorch, in one folder."""
+    from fastdiff.cli.export import run
+
+    build = {
+        name: value
+        for name, value in (
+            ("memory_limit", memory_limit),
+            ("refittable", refittable),
+            ("weight_streaming", weight_streaming),
+        )
+        if value
+    }
+    run(
+        model,
+        out,
+        target=target,
+        dtype=dtype,
+        batch=batch,
+        height=height,
+        width=width,
+        tokens=tokens,
+        controlnet=controlnet,
+        vae=vae,
+        text_encoder=text_encoder,
+        step=step,
+        samplers=sampler,
+        guidance=guidance,
+        verify=verify,
+        replace=replace,
+        **build,
     )
 
 
@@ -253,3 +370,26 @@ def quality(
         threads=threads,
         fresh=fresh,
     )
+
+
+@engine.command("list")
+def engine_list(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Every plan in the cache: key, size, when it was made and last used."""
+    from fastdiff.cli.engine import print_list
+
+    print_list(json=as_json)
+
+
+@engine.command("clear")
+def engine_clear(
+    older_than: Annotated[
+        float | None,
+        typer.Option(help="Only those last used so long ago.  [default: all]", metavar="DAYS"),
+    ] = None,
+) -> None:
+    """Remove plans from the cache; those that a process has in use stay."""
+    from fastdiff.cli.engine import clear
+
+    clear(older_than)

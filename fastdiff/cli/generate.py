@@ -2,7 +2,8 @@
 
 Picture j of a prompt starts from noise of its own generator, seeded seed + j, which also feeds the
 solver where it draws noise; so it does not depend on count or batch (but for the last bits of the
-network's arithmetic).
+network's arithmetic).  With --noise philox it starts from philox_normal of that seed, and so does
+what the solver draws: numbers that a program without PyTorch makes, too.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdiff.cli import UserError, model, pictures
+from fastdiff.cli import UserError, engines, model, pictures
 from fastdiff.cli import record as records
 from fastdiff.plan import Plan, plan
 from fastdiff.registry import find
+from fastdiff.schedules.config import default_spacing
 from fastdiff.shapes.fingerprint import weights_hash
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 SEEDS = 2**63  # a generator's seed is a signed 64-bit number
+NOISES = ("diffusers", "philox")
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,19 @@ class Request:
     batch: int = 8
     device: str = "cpu"
     few_step: int | None = None
+    engine: Path | None = None
+    trust_engine: bool = False
+    noise: str = NOISES[0]
     made: Plan | None = None
     weights: str | None = None
 
     @staticmethod
-    def of_record(path: Path, out: Path) -> Request:
-        """The run that a generate.json records, into another folder."""
-        return Request(**records.read(path), out=out)
+    def of_record(path: Path, out: Path, trust_engine: bool = False) -> Request:
+        """The run that a generate.json records, into another folder.
+
+        trust_engine is never taken from a record: it is for whoever runs this to say.
+        """
+        return Request(**records.read(path), out=out, trust_engine=trust_engine)
 
     def check(self) -> None:
         """Everything that can be said before the networks are loaded."""
@@ -60,6 +69,8 @@ class Request:
             raise UserError("the prompt must not be empty; try 'a red circle above a blue square'")
         if self.few_step is not None:
             self._check_few_step()
+        if self.noise not in NOISES:
+            raise UserError(f"--noise must be {' or '.join(NOISES)}; got {self.noise!r}")
         for name, least in (("steps", 1), ("count", 1), ("scale", 1), ("batch", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} must be at least {least}; got {getattr(self, name)}")
@@ -94,6 +105,7 @@ class Request:
             ("spacing", "the student was taught the times of LCM"),
             ("negative_prompt", "the student is called without guidance"),
             ("model", "the student is the built-in model's"),
+            ("engine", "the student is a network of its own"),
         ):
             if getattr(self, name) not in (None, ""):
                 option = name.replace("_", "-")
@@ -113,6 +125,8 @@ def run(request: Request) -> None:
     if request.few_step is not None:
         parts.append(model.student())
         model.take_student(pipe, request.device)
+    if request.engine is not None:
+        engines.take(pipe, request)
     found = weights_hash(*parts)
     jobs = [(prompt, request.seed + j) for prompt in request.prompts for j in range(request.count)]
     names = [f"{i}-{seed}.png" for i, (_, seed) in enumerate(jobs)]
@@ -176,7 +190,7 @@ def _plan(request: Request, folder: Path) -> Plan:
         return request.made
     config = model.scheduler_config(folder)
     guidance = request.guidance
-    spacing: str | list[int] = request.spacing or model.default_spacing(config)
+    spacing: str | list[int] = request.spacing or default_spacing(config)
     if request.few_step is not None:
         guidance, spacing = 1.0, model.student_times(request.few_step)
     if guidance is None:
@@ -215,11 +229,9 @@ def _batch(
             negative_prompt=[request.negative_prompt] * len(jobs) if steps.guided else None,
         )
         text = torch.cat([uncond, cond]) if steps.guided else cond
-        generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in jobs]
+        seeds = [seed for _, seed in jobs]
         side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
-        noise = torch.cat(
-            [torch.randn(1, channels, side, side, generator=g) for g in generators]
-        ).to(pipe.device)
+        start, own = _noise(request.noise, seeds, (channels, side, side), pipe.device)
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> Any:
             if not steps.guided:
@@ -235,15 +247,32 @@ def _batch(
                 )
             progress.update()
 
-        x = sample(denoise, noise, steps, generator=generators, callback=after)
+        x = sample(denoise, start, steps, **own, callback=after)
         decoded = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
     return pictures.of_tensor(decoded)
+
+
+def _noise(
+    kind: str, seeds: list[int], shape: tuple[int, ...], device: torch.device
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The noise that pictures start from, and what `sample` draws the rest from."""
+    import torch
+
+    from fastdiff.sample_seeds import PHILOX, seeds_of, starting_noise
+
+    if kind == PHILOX:
+        own = seeds_of(seeds, device)
+        return starting_noise(kind, own, shape, None), {"seeds": own}
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    start = torch.cat([torch.randn(1, *shape, generator=g) for g in generators])
+    return start.to(device), {"generator": generators}
 
 
 def _plain(request: Request) -> dict[str, Any]:
     """The request as JSON, without the folder it went to."""
     values = asdict(request)
-    for name in ("made", "out", "weights"):
+    for name in ("made", "out", "weights", "trust_engine"):
         del values[name]
-    values["model"] = None if request.model is None else str(request.model)
+    for name in ("model", "engine"):
+        values[name] = None if values[name] is None else str(values[name])
     return values

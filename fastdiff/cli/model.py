@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastdiff.cli import UserError
 from fastdiff.schedules import NoiseSchedule
+from fastdiff.schedules.config import default_spacing, noise_schedule
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -190,33 +191,6 @@ def _defaults(folder: Path) -> dict[str, Any]:
                 "--model must name a scheduler of diffusers in "
                 f"{str(folder / 'model_index.json')!r}; got {got!r}"
             )
-
-
-def noise_schedule(config: dict[str, Any]) -> NoiseSchedule:
-    """The model family that a scheduler's config describes."""
-    zero_snr = bool(config.get("rescale_betas_zero_snr", False))
-    if config.get("trained_betas") is not None:
-        return NoiseSchedule.from_betas(config["trained_betas"], zero_snr)
-    return NoiseSchedule.vp(
-        config["beta_schedule"],
-        config["num_train_timesteps"],
-        config["beta_start"],
-        config["beta_end"],
-        zero_snr,
-    )
-
-
-def default_spacing(config: dict[str, Any]) -> str:
-    """The spacing that a scheduler's config asks for."""
-    for name, flag in (
-        ("karras", "use_karras_sigmas"),
-        ("exponential", "use_exponential_sigmas"),
-        ("beta", "use_beta_sigmas"),
-        ("lu", "use_lu_lambdas"),
-    ):
-        if config.get(flag):
-            return name
-    return str(config.get("timestep_spacing", "leading"))
 
 
 def default_guidance(folder: Path) -> float:

@@ -24,7 +24,10 @@ OPTIONS: dict[str, tuple[type, ...]] = {  # of a request, and what JSON must hol
     "batch": (int,),
     "device": (str,),
     "few_step": (int, type(None)),
+    "engine": (str, type(None)),
+    "noise": (str,),
 }
+LATER: dict[str, Any] = {"engine": None, "noise": "diffusers"}  # what earlier records do not say, and what they did
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -47,6 +50,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
+    given = LATER | given
     if given.keys() != OPTIONS.keys():
         raise ValueError(
             f"request must have {', '.join(OPTIONS)}; got {', '.join(given) or 'none'}"
@@ -54,7 +58,8 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     options = {name: _typed(f"request.{name}", given[name], OPTIONS[name]) for name in OPTIONS}
     for prompt in options["prompts"]:
         _typed("each of request.prompts", prompt, (str,))
-    options["model"] = None if options["model"] is None else Path(options["model"])
+    for name in ("model", "engine"):
+        options[name] = None if options[name] is None else Path(options[name])
     return options
 
 

@@ -141,6 +141,9 @@ def finish(folder: Path, **fields: Any) -> Manifest:
         raise ValueError("fields of a manifest must be what JSON can hold; they read otherwise")
     _check_graphs(folder, made)
     (folder / NAME).write_bytes(text)
+    mode = stat.S_IMODE((folder / NAME).stat().st_mode)  # what the umask gives
+    for name in files:  # onnx makes the weights beside a graph with 0600
+        (folder / name).chmod(mode)
     return made
 
 

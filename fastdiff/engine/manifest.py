@@ -71,6 +71,9 @@ Size = Annotated[int, Field(gt=0, le=1 << 20)]
 Config = Annotated[dict[str, Any], AfterValidator(_finite)]
 
 
+Kind = Literal["float32", "float16", "bfloat16", "int64", "int32"]  # as NumPy says it
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -86,7 +89,7 @@ class Port(_Part):
     """An input or output of a graph: dtype as NumPy says it, shape of numbers and axis names."""
 
     name: Word
-    dtype: Literal["float32", "float16", "bfloat16", "int64", "int32"]
+    dtype: Kind
     shape: Annotated[list[Annotated[int, Field(ge=0, le=1 << 31)] | Word], Field(max_length=8)]
 
 
@@ -158,7 +161,7 @@ class Model(_Part):
 class Manifest(_Part):
     """The whole of it."""
 
-    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    schema_: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)] = SCHEMA
     fastdiff: Word
     target: Target
     dtype: Literal["fp32", "fp16", "bf16"]
@@ -172,7 +175,9 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
-        named = [name for g in self.graphs.values() for name in (g.file, g.data) if name]
+        named = [graph.file for graph in self.graphs.values()]
+        # the graph of a step has the U-Net's weights, and they need not be there twice
+        named += sorted({graph.data for graph in self.graphs.values() if graph.data})
         named += [engine.file for engine in self.engines] + list(self.samplers.values())
         named += [self.golden] if self.golden else []
         if len(set(named)) != len(named):

@@ -1,0 +1,46 @@
+"""`fastdiff generate --engine`: the U-Net from a bundle, if it is one of this model."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from fastdiff.cli import UserError
+
+if TYPE_CHECKING:
+    from fastdiff.cli.generate import Request
+
+
+def take(pipe: Any, request: Request) -> None:
+    """Put the bundle's engine where the pipeline's U-Net is; UserError where it is not of it."""
+    from fastdiff.engine.configs import config_hash, weights_hash
+    from fastdiff.engine.errors import EngineError
+    from fastdiff.engine.load import load_engine
+
+    assert request.engine is not None
+    try:
+        engine = load_engine(request.engine, request.device, trust_engine=request.trust_engine)
+    except EngineError as error:
+        raise UserError(f"--engine: {error}") from error
+    said, own = engine.manifest.model, config_hash("UNet2DConditionModel", pipe.unet.config)
+    where = "the built-in model" if request.model is None else f"--model {str(request.model)!r}"
+    if said.config_sha256 != own:
+        raise UserError(
+            f"--engine must be of a U-Net with the config of {where}, {own[:12]}..; "
+            f"{str(request.engine)!r} has {said.config_sha256[:12]}... Export that model, or name "
+            "by --model the one that the bundle was made from"
+        )
+    if said.weights_sha256 != weights_hash(pipe.unet):
+        print(
+            f"warning: the engine's weights are not those of the U-Net of {where}; the pictures "
+            "are the engine's",
+            file=sys.stderr,
+        )
+    if "down_block_additional_residual_0" in [
+        p.name for p in engine.manifest.graphs["unet"].inputs
+    ]:
+        raise UserError(
+            "--engine must be exported without --controlnet, for generate has no ControlNet; got "
+            f"{str(request.engine)!r}"
+        )
+    pipe.unet = engine

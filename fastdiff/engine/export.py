@@ -1,0 +1,276 @@
+"""fastdiff.export: a pipeline's networks as a bundle that needs no Python.
+
+Each network is traced once, written, and compared with PyTorch in numbers; only then does the
+folder get its name.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastdiff import __version__
+from fastdiff.engine import bundle as bundles
+from fastdiff.engine import parts as pieces
+from fastdiff.engine.check import EXTENTS, Error, corners, measure
+from fastdiff.engine.errors import Incompatible
+from fastdiff.engine.group_norm import for_onnxruntime
+from fastdiff.engine.manifest import DTYPES, TARGETS, Graph, Port, Profile, Range, Target
+from fastdiff.engine.networks import Network
+from fastdiff.engine.parts import Sizes
+from fastdiff.engine.to_onnx import OPSET, convert
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, ValueInfoProto
+
+    from fastdiff.engine.bundle import Bundle
+
+TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SAMPLERS = ("dpmpp_2m:20", "unipc_2:10", "euler_a:20", "ddim:50")
+MOST_INSIDE = 1_800_000_000  # bytes of weights in the .onnx itself: a protobuf ends at 2^31
+GOLDEN = "golden.safetensors"
+INLINE = 1024  # bytes of a tensor that stays in the .onnx where the others lie beside it
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is reported on the way: a network, what was done, seconds, and what came of it."""
+
+    network: str
+    what: str
+    seconds: float
+    bytes: int = 0
+    error: Error | None = None
+
+
+def export(
+    pipe_or_unet: Any,
+    out: str | Path,
+    *,
+    target: str = "onnxruntime",
+    dtype: str | None = None,
+    batch: Sizes = None,
+    height: Sizes = None,
+    width: Sizes = None,
+    tokens: Sizes = None,
+    controlnet: bool = False,
+    vae: bool = False,
+    text_encoder: bool = False,
+    step: bool = False,
+    samplers: Sequence[str] | None = None,
+    guidance: float | None = None,
+    verify: str = "corners",
+    replace: bool = False,
+    tell: Callable[[Step], None] | None = None,
+    **build: Any,
+) -> Bundle:
+    """Write a bundle of a diffusers pipeline, or of a UNet2DConditionModel alone, into `out`.
+
+    target              onnxruntime, tensorrt or tensorrt-rtx
+    dtype               fp32, fp16 or bf16.  None: fp32 for onnxruntime, fp16 for TensorRT
+    batch               a number, (min, opt, max), or text like "1:2:8".  None: 1:2:8
+    height, width       the same in pixels.  None: from half to twice what the model was made for
+    tokens              of the text.  None: 1 : the text encoder's : three times as many
+    controlnet          inputs for the residuals of a ControlNet, which are then needed
+    vae, text_encoder   these, too
+    step                a graph of one sampler step: network, guidance and affine_step
+    samplers            tables for it, "name:steps".  None: four of them for a pipeline
+    guidance            of these tables.  None: 7.5;  1: none
+    verify              where numbers are compared: "corners" of the ranges, or only the "smallest"
+    replace             a bundle that is already there
+    tell                called with a Step after each part of the work
+    build               of TensorRT: memory_limit (bytes), refittable, weight_streaming
+
+    Raises TypeError or ValueError that names the argument, and EngineError where the graph is not
+    as near to PyTorch as it must be, or where the target is not installed; nothing is written then.
+    """
+    _check(target, dtype, verify, build)
+    name = dtype or ("fp32" if target == "onnxruntime" else "fp16")
+    found = pieces.of(pipe_or_unet)
+    profiles = pieces.ranges(found, batch, height, width, tokens)
+    networks = pieces.of_parts(
+        found, TORCH[name], controlnet=controlnet, vae=vae, text_encoder=text_encoder
+    )
+    wanted = SAMPLERS if samplers is None and found.scheduler is not None else samplers or ()
+    tables, model = pieces.tables(found, wanted, guidance), pieces.model(found)
+    if target == "onnxruntime":
+        _need_onnxruntime()
+        where = _target(target, version("onnxruntime"))
+    with bundles.writing(out, replace=replace) as folder:
+        graphs: dict[str, Graph] = {}
+        for network in networks:
+            beside = step and network.name == "unet"
+            graphs |= _graphs(network, folder, target, profiles, verify, beside, tell)
+        samples = {}
+        for key, table in tables.items():
+            samples[key] = f"sampler-{key}.json"
+            table.save(folder / samples[key])
+        golden = _golden(networks[0], graphs["unet"], folder, profiles[0])
+        engines: list[Any] = []
+        if target != "onnxruntime":
+            from fastdiff.engine import tensorrt_export
+
+            where, engines = tensorrt_export.engines(
+                target, folder, graphs["unet"], profiles, tell=tell, **build
+            )
+        bundles.finish(
+            folder,
+            fastdiff=__version__,
+            target=where,
+            dtype=name,
+            model=model,
+            profiles=profiles,
+            graphs=graphs,
+            engines=engines,
+            samplers=samples,
+            golden=golden,
+        )
+    return bundles.open(out)
+
+
+def _check(target: str, dtype: str | None, verify: str, build: dict[str, Any]) -> None:
+    for name, got, known in (
+        ("target", target, TARGETS),
+        ("dtype", dtype, (None, *DTYPES)),
+        ("verify", verify, EXTENTS),
+    ):
+        if got not in known:
+            raise ValueError(f"{name} must be one of {known}; got {got!r}")
+    if target == "onnxruntime" and dtype == "bf16":
+        raise ValueError(
+            "dtype must be fp32 or fp16 for onnxruntime, whose CPU knows no bf16; got 'bf16'"
+        )
+    if unknown := sorted(set(build) - {"memory_limit", "refittable", "weight_streaming"}):
+        raise TypeError(f"export() got an unexpected keyword argument {unknown[0]!r}")
+    if target == "onnxruntime" and build:
+        raise ValueError(f"{next(iter(build))} goes with TensorRT, not with target onnxruntime")
+
+
+def _need_onnxruntime() -> None:
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise Incompatible(
+            f"export needs the package {error.name}: pip install 'fastdiff-engine[onnx]'"
+        ) from error
+
+
+def _target(name: str, exact: str) -> Target:
+    return Target(
+        name=name,  # type: ignore[arg-type]
+        version=exact,
+        os=platform.system().lower(),
+        machine=platform.machine().lower(),
+    )
+
+
+def _graphs(
+    network: Network,
+    folder: Path,
+    target: str,
+    profiles: list[Profile],
+    verify: str,
+    step: bool,
+    tell: Callable[[Step], None] | None,
+) -> dict[str, Graph]:
+    """Export, write and check one network; with its step, where asked for."""
+    tell = tell or (lambda _: None)
+    began = time.perf_counter()
+    model = convert(network)
+    if target == "onnxruntime":
+        model = for_onnxruntime(model)
+    tell(Step(network.name, "traced", time.perf_counter() - began))
+    began = time.perf_counter()
+    graphs = {network.name: _write(network.name, model, folder, beside=step)}
+    graph = graphs[network.name]
+    if step:
+        from fastdiff.engine.step import step_model
+
+        # the weights lie in one file now, which the step reads, too
+        graphs["step"] = _write("step", step_model(model), folder, data=graph.data)
+    names = {name for made in graphs.values() for name in (made.file, made.data) if name}
+    size = sum((folder / name).stat().st_size for name in names)
+    tell(Step(network.name, "written", time.perf_counter() - began, size))
+    began, worst = time.perf_counter(), Error(0.0, 0.0, 0)
+    for profile in _profiles(network, profiles):
+        found = measure(network, graph, folder / graph.file, profile, verify)
+        worst = found if found.graph >= worst.graph else worst
+    tell(Step(network.name, "checked", time.perf_counter() - began, error=worst))
+    return graphs
+
+
+def _write(
+    name: str, model: ModelProto, folder: Path, *, beside: bool = False, data: str | None = None
+) -> Graph:
+    """Save a graph, weights inside or in one file beside it; in data they lie there already."""
+    import onnx
+
+    file = f"{name}.onnx"
+    if data is None and (beside or model.ByteSize() > MOST_INSIDE):
+        data = f"{file}.data"
+        onnx.save_model(
+            model,
+            folder / file,
+            save_as_external_data=True,
+            location=data,
+            size_threshold=INLINE,
+        )
+    else:
+        onnx.save_model(model, folder / file)
+    (opset,) = {one.version for one in model.opset_import if one.domain in ("", "ai.onnx")}
+    inside = {tensor.name for tensor in model.graph.initializer}
+    return Graph(
+        file=file,
+        data=data,
+        opset=opset,
+        inputs=[_port(value) for value in model.graph.input if value.name not in inside],
+        outputs=[_port(value) for value in model.graph.output],
+    )
+
+
+def _port(value: ValueInfoProto) -> Port:
+    from onnx import helper
+
+    kind = value.type.tensor_type
+    word: Any = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    shape: list[int | str] = [dim.dim_param or dim.dim_value for dim in kind.shape.dim]
+    return Port(name=value.name, dtype=word, shape=shape)
+
+
+def _profiles(network: Network, profiles: list[Profile]) -> list[Profile]:
+    """The ranges of a network's own axes; the VAE's encoder has pixels, in multiples of its own."""
+    own = []
+    for profile in profiles:
+        kept = {axis: profile[axis] for axis in network.axes()}
+        if network.name == "vae_encoder":
+            for axis in ("height", "width"):
+                a = profile[axis]
+                sides = {n: getattr(a, n) * network.multiple for n in ("min", "opt", "max")}
+                kept[axis] = Range(**sides, multiple=network.multiple)
+        own.append(kept)
+    return own
+
+
+def _golden(network: Network, graph: Graph, folder: Path, profile: Profile) -> str:
+    """Inputs and output of the U-Net at the smallest size, PyTorch's, as safetensors."""
+    from safetensors.torch import save_file
+
+    (sizes,) = corners(profile, "smallest")
+    inputs = network.example(sizes)
+    with torch.no_grad():
+        answer = network.module(*inputs)
+    tensors = dict(zip((port.name for port in network.inputs), inputs, strict=True))
+    tensors[graph.outputs[0].name] = answer
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / GOLDEN)
+    return GOLDEN
+
+
+__all__ = ["SAMPLERS", "Step", "export"]

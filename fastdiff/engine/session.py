@@ -1,0 +1,198 @@
+"""A graph in ONNX Runtime: tensors in, tensors out, where they lie.
+
+Inputs and outputs are bound by address: on CUDA nothing is copied to the host, and nothing waits
+for the device but what the caller's stream waits for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.engine import profiles
+from fastdiff.engine.errors import EngineError, Incompatible
+from fastdiff.engine.manifest import Graph, Port
+from fastdiff.engine.networks import TORCH, shape_of
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+LOG = logging.getLogger("fastdiff.engine.onnxruntime")
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CODES = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16, torch.int64: 7, torch.int32: 6}
+
+
+class Session:
+    """One graph, ready to run on one device; calls from several threads run side by side.
+
+    graph           the ports of the manifest, which shapes of outputs are worked out from
+    path            the ONNX file; weights beside it are read from there, too
+    providers       ONNX Runtime's execution providers, best first.  None: that of the device
+    threads         of a call on the CPU.  None: as many as PyTorch uses
+    reuse_outputs   write every answer of a shape to the same memory: only where none is kept
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        path: Path,
+        device: str | torch.device = "cpu",
+        *,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        reuse_outputs: bool = False,
+    ) -> None:
+        self.graph, self.device = graph, torch.device(device)
+        self._reuse = reuse_outputs
+        self._kept: dict[tuple[tuple[int, ...], ...], dict[str, Tensor]] = {}
+        self._session: InferenceSession | None = _open(path, self.device, providers, threads)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs by name for inputs by name, each of its port's dtype and shape.
+
+        Raises Incompatible that names the input, what it got and what the graph takes.
+        """
+        session = self._session
+        if session is None:
+            raise EngineError("the engine is closed; load it again with fastdiff.load_engine")
+        sizes = check_inputs(self.graph.inputs, inputs, self.device)
+        outputs = self._outputs(sizes)
+        binding = session.io_binding()
+        held = []  # contiguous copies live until the call is over
+        for port in self.graph.inputs:
+            value = inputs[port.name].detach().contiguous()
+            held.append(value)
+            binding.bind_input(port.name, *_where(value))
+        for name, value in outputs.items():
+            binding.bind_output(name, *_where(value))
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # its inputs, made on our stream
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime has a class for each status
+            raise EngineError(
+                f"ONNX Runtime failed in {self.graph.file}: {_line(error)}"
+            ) from error
+        return outputs
+
+    def close(self) -> None:
+        """Give weights and memory back; a call after it is an EngineError."""
+        self._session = None
+        self._kept.clear()
+
+    def _outputs(self, sizes: dict[str, int]) -> dict[str, Tensor]:
+        shapes = [tuple(shape_of(port, sizes)) for port in self.graph.outputs]
+        key = tuple(shapes)
+        if self._reuse and key in self._kept:
+            return self._kept[key]
+        made = {
+            port.name: torch.empty(shape, dtype=TORCH[port.dtype], device=self.device)
+            for port, shape in zip(self.graph.outputs, shapes, strict=True)
+        }
+        if self._reuse:
+            self._kept[key] = made
+        return made
+
+
+def check_inputs(
+    ports: Sequence[Port], inputs: Mapping[str, Tensor], device: torch.device
+) -> dict[str, int]:
+    """The sizes of the axes; Incompatible where an input is not of its port."""
+    if extra := sorted(set(inputs) - {port.name for port in ports}):
+        raise Incompatible(
+            f"the engine takes {', '.join(port.name for port in ports)}; got {extra[0]}, too"
+        )
+    sizes: dict[str, int] = {}
+    shares = []
+    for port in ports:
+        value = inputs.get(port.name)
+        if not isinstance(value, Tensor):
+            raise Incompatible(
+                f"{port.name} must be a tensor {port.dtype} {port.shape}, for the engine was "
+                f"exported with it; got {type(value).__name__}"
+            )
+        if value.dtype != TORCH[port.dtype] or value.dim() != len(port.shape):
+            raise Incompatible(
+                f"{port.name} must be {port.dtype} with the axes {port.shape}; got "
+                f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+            )
+        if value.device.type != device.type:
+            raise Incompatible(
+                f"{port.name} must be on {device}, as the engine; got {value.device}"
+            )
+        for dim, got in zip(port.shape, value.shape, strict=True):
+            if isinstance(dim, str) and "/" in dim:
+                shares.append((port, dim, got, value))
+                continue
+            known = dim if isinstance(dim, int) else sizes.setdefault(dim, got)
+            if got != known:
+                raise Incompatible(
+                    f"{port.name} must have the shape {port.shape}"
+                    + (f" with {dim} {known} as in the inputs before it" if dim != known else "")
+                    + f"; got {tuple(value.shape)}"
+                )
+    for port, dim, got, value in shares:
+        if got != profiles.size(dim, sizes):
+            raise Incompatible(
+                f"{port.name} must have {dim} {profiles.size(dim, sizes)}; got {tuple(value.shape)}"
+            )
+    return sizes
+
+
+def _where(value: Tensor) -> tuple[str, int, int, tuple[int, ...], int]:
+    device = value.device
+    return device.type, device.index or 0, CODES[value.dtype], tuple(value.shape), value.data_ptr()
+
+
+def _open(
+    path: Path, device: torch.device, providers: Sequence[str] | None, threads: int | None
+) -> InferenceSession:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise Incompatible(
+            "this bundle runs in ONNX Runtime, which is not installed: "
+            "pip install 'fastdiff-engine[onnx]', or onnxruntime-gpu for CUDA"
+        ) from error
+    if device.type not in PROVIDERS:
+        raise Incompatible(f"device must be cpu or cuda for ONNX Runtime; got {device}")
+    wanted = list(providers or [PROVIDERS[device.type]])
+    have = onnxruntime.get_available_providers()
+    if lacking := [name for name in wanted if name not in have]:
+        raise Incompatible(
+            f"device {device} needs ONNX Runtime's {lacking[0]}; installed are {', '.join(have)}. "
+            "pip install onnxruntime-gpu, or load it on the cpu"
+        )
+    options: Any = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
+    options.log_severity_level = 3  # what matters comes as an exception
+    configured: list[Any] = [
+        (name, {"device_id": device.index or 0}) if device.type == "cuda" else name
+        for name in wanted
+    ]
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=configured)
+    except Exception as error:
+        raise Incompatible(
+            f"ONNX Runtime {onnxruntime.__version__} cannot run {path.name}: {_line(error)}"
+        ) from error
+    if (got := session.get_providers())[0] != wanted[0]:
+        raise Incompatible(
+            f"device {device} needs {wanted[0]}, which did not start here; ONNX Runtime offers "
+            f"{got[0]}. Mend its CUDA libraries, or load the engine on the cpu"
+        )
+    LOG.debug("%s runs with %s", path.name, got)
+    return session
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+__all__ = ["Session", "check_inputs"]
