@@ -7,6 +7,7 @@ builds with no GPU, is tested for real beside it.
 import enum
 import json
 import types
+from importlib.machinery import ModuleSpec
 
 import torch
 
@@ -133,6 +134,7 @@ def module(version="11.4.0", *, strongly_typed=False, phases=()):
     """The module; `phases` are reported by a build: (phase, parent, steps)."""
     trt = types.ModuleType("tensorrt")
     trt.__version__ = version
+    trt.__spec__ = ModuleSpec("tensorrt", None)  # torch.compile looks for it
     trt.ILogger, trt.IProgressMonitor = ILogger, type("IProgressMonitor", (), {})
     flags = ["REFIT", "TF32", "STRIP_PLAN", "WEIGHT_STREAMING"]
     trt.BuilderFlag = enum.Enum("BuilderFlag", flags)

@@ -41,9 +41,12 @@ def load_engine(
         )
     found.check_here()
     if found.manifest.target.name != "onnxruntime":
-        from fastdiff.engine import tensorrt
+        from fastdiff.engine.tensorrt_runner import TensorRTRunner
 
-        return EngineUNet(tensorrt.runner(found, device, trust_engine=trust_engine), found)
+        runner = TensorRTRunner(
+            found, device, trust_engine=trust_engine, reuse_outputs=reuse_outputs
+        )
+        return EngineUNet(runner, found)
     from fastdiff.engine.session import Session
 
     session = Session(
