@@ -5,10 +5,12 @@
 #   make docs      charts, tables, pages from committed numbers; the README's pictures anew
 #   make upstream SUITE=path    diffusers' own tests/schedulers, from a checkout of diffusers
 #   make format    what the lint asks for;    make clean    back to the clone
-# The first of them makes .venv and builds; the next ones find that done. PYTHON=python3.12 chooses.
+# The first of them makes .venv and builds (while torch, of which csrc knows nothing, is installed);
+# the next ones find that done. PYTHON=python3.12 chooses.
 # Where nvcc is, CUDA kernels are built, too (FASTDIFF_CUDA=0 make demo leaves them out); `make test`
 # judges what the compiler said of them and builds what is missing. Test processes have one thread each,
-# but for tests of threads: with two on two cores Triton's interpreter took twice as long.
+# but for tests of threads: with two on two cores Triton's interpreter took twice as long. Files come
+# in the order of tests/conftest.py; by their number of tests the longest came last.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -24,8 +26,10 @@ export HF_HUB_OFFLINE := 1
 
 $(READY): pyproject.toml constraints.txt setup.py $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install -q -c constraints.txt torch==2.13.0
 	$(PIP) install -q -c constraints.txt setuptools pybind11 ninja
+	$(BIN)/python setup.py -q build_ext --inplace & built=$$!; \
+		$(PIP) install -q -c constraints.txt torch==2.13.0; installed=$$?; \
+		wait $$built && test $$installed = 0
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e ".[test,dev,bench]"
 	touch $@
 
@@ -40,7 +44,8 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=15 -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=15 -n $(JOBS) --dist loadfile \
+		--no-loadscope-reorder
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -27,10 +27,9 @@ def short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def source(stem: str) -> str:
-    """A digest of what is compiled: the functions of the kernel's file and of those it takes some
-    from.  Launchers and prose around them may change."""
-    seen: dict[str, str] = {}
+def functions(stem: str) -> dict[str, JITFunction]:
+    """What is compiled: the functions of the kernel's file and of those it takes some from."""
+    seen: dict[str, JITFunction] = {}
     todo = [f"fastdiff.kernels.{stem}"]
     while todo:
         name = todo.pop()
@@ -39,9 +38,14 @@ def source(stem: str) -> str:
                 where = function.fn.__module__
                 key = f"{where}.{function.fn.__name__}"
                 if key not in seen:
-                    seen[key] = function.src
+                    seen[key] = function
                     todo.append(where)
-    return short(repr(sorted(seen.items())))
+    return seen
+
+
+def source(stem: str) -> str:
+    """A digest of them.  Launchers and prose around them may change."""
+    return short(repr(sorted((key, one.src) for key, one in functions(stem).items())))
 
 
 def terms(launch: Launch) -> str:

@@ -142,10 +142,10 @@ def test_only_our_cache_or_who_trusts_it(trt, gpu, tmp_path, monkeypatch):
     link.symlink_to(outside)
     for path in (outside, link, cache.folder() / ".." / "plan"):
         with pytest.raises(Untrusted, match=r"a plan is code.*trust_engine=True"):
-            tensorrt_run.read(path, "tensorrt")
+            tensorrt_run.read(path, "tensorrt", cache=cache.folder())
     assert not hasattr(trt, "runtime")  # nothing was deserialised
-    tensorrt_run.read(ours, "tensorrt").close()
-    tensorrt_run.read(outside, "tensorrt", trust_engine=True).close()
+    tensorrt_run.read(ours, "tensorrt", cache=cache.folder()).close()
+    tensorrt_run.read(outside, "tensorrt", cache=cache.folder(), trust_engine=True).close()
     assert trt.runtime.engine_host_code_allowed is False
 
 
@@ -159,10 +159,10 @@ def test_no_gpu_and_a_gpu_that_rtx_does_not_know(gpu, tmp_path, monkeypatch):
     plan = tmp_path / "plan"
     plan.write_bytes(PLAN)
     with pytest.raises(Incompatible, match="Use target tensorrt there"):
-        tensorrt_run.read(plan, "tensorrt-rtx", trust_engine=True)
+        tensorrt_run.read(plan, "tensorrt-rtx", cache=tmp_path, trust_engine=True)
     monkeypatch.setattr(tensorrt, "capability", lambda: None)
     with pytest.raises(Incompatible, match=r"torch sees none .*target onnxruntime"):
-        tensorrt_run.read(plan, "tensorrt-rtx", trust_engine=True)
+        tensorrt_run.read(plan, "tensorrt-rtx", cache=tmp_path, trust_engine=True)
 
 
 def test_rtx_keeps_what_it_compiled(trt, gpu, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fastdiff.cli import UserError, model
+from fastdiff.schedules.config import default_spacing
 from tests.test_generate import PROMPT, generate
 
 SCHEDULER, INDEX = "scheduler/scheduler_config.json", "model_index.json"

@@ -17,6 +17,7 @@ import torch
 
 from fastdiff import backends
 from fastdiff.ops.group_norm_checks import channels_last
+from tests import interpreter
 from tests.group_norm_cases import LAYOUTS, assert_as_good_as_torch, in_layout, make_case
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -199,17 +200,22 @@ def test_finish_goes_round(go, monkeypatch, layout):
     check(torch.float32, shape=(1, 140, 9, 7), groups=1, addend="nc", mean=3.0, layout=layout)
 
 
-REAL = [  # SD 1.5: 30 channels a group in three launches, 20 and 40 in one
-    ((1, 960, 32, 32), 320, 1000.0),
-    ((1, 640, 32, 32), 320, 0.0),
-    ((1, 1280, 16, 16), 0, 1000.0),
+REAL = [  # SD 1.5: 30 channels a group in three launches (a quarter of 960), 20 and 40 in one
+    ((1, 240, 32, 32), 8, 80, 1000.0),
+    ((1, 640, 32, 32), 32, 320, 0.0),
+    ((1, 1280, 16, 16), 32, 0, 1000.0),
 ]
 
 
 @here
-@pytest.mark.parametrize(("shape", "second", "mean"), REAL, ids=str)
-def test_real_shapes(shape, second, mean):
-    check(torch.float16, shape=shape, groups=32, second=second, mean=mean, layout="channels_last")
+@pytest.mark.parametrize(("shape", "groups", "second", "mean"), REAL, ids=str)
+def test_real_shapes(shape, groups, second, mean):
+    from fastdiff.kernels._group_norm_plan import launch_plan
+
+    sizes = (shape[1] - second, second, shape[2] * shape[3], groups, 2, True, False)
+    assert launch_plan(*sizes).small == (groups == 32)
+    check(torch.float16, shape=shape, groups=groups, second=second, mean=mean,
+          layout="channels_last")  # fmt: skip
 
 
 @here
@@ -240,6 +246,24 @@ def test_the_same_bits_in_every_run(go, way):
     case = make_case(0, (1, 24, 12, 12), 4, torch.float16, layout="channels_last", **ADDED)
     for first, second in zip(launch(case), launch(case), strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="is about the interpreter")
+@pytest.mark.parametrize("way", ["one launch", "three launches"])
+def test_the_quick_interpreter_is_the_interpreter(go, way):
+    """tests/interpreter.py: the same bits, and a sum that overflows is no error in either."""
+    from triton.runtime.interpreter import interpreter_builder, interpreter_semantic
+
+    go(way)
+    case = make_case(0, (1, 40, 9, 7), 4, torch.float16, second=13, addend="nc", residual=True)
+    largest = interpreter_semantic.to_tensor(2**31 - 1)
+    quick, (total,) = launch(case), interpreter_semantic.add(largest, 1, True).handle.data
+    assert not interpreter_builder.options.sanitize_overflow
+    with interpreter.as_it_came():
+        assert interpreter_builder.options.sanitize_overflow
+        assert [*interpreter_semantic.add(largest, 1, True).handle.data] == [total] == [-(2**31)]
+        for ours, its in zip(quick, launch(case), strict=True):
+            assert torch.equal(ours, its)
 
 
 @here

@@ -187,6 +187,9 @@ def export(
     weight_streaming: Annotated[
         bool, typer.Option("--weight-streaming", help="TensorRT engines larger than the GPU.")
     ] = False,
+    plans: Annotated[
+        bool, typer.Option(help="Build TensorRT's plans now, not where the bundle is loaded.")
+    ] = True,
     replace: Annotated[
         bool, typer.Option("--replace", help="A bundle that is already in --out.")
     ] = False,
@@ -219,6 +222,7 @@ def export(
         samplers=sampler,
         guidance=guidance,
         verify=verify,
+        plans=plans,
         replace=replace,
         **build,
     )

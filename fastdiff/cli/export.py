@@ -1,4 +1,4 @@
-"""`fastdiff export`: a model's networks to a bundle, with what was done, how long it took, how big."""
+"""`fastdiff export`: a model's networks to a bundle, and what took how long and is how big."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(name: str, out: Path, **options: Any) -> None:
         options["guidance"] = model.default_guidance(model.built_in())
     networks = 1 + 2 * options["vae"] + options["text_encoder"]
     total = networks * (WORK["traced"] + WORK["written"] + WORK["checked"])
-    total += WORK["built"] * (options["target"] != "onnxruntime")
+    total += WORK["built"] * (options["target"] != "onnxruntime" and options["plans"])
     with tqdm(
         total=total, desc="export", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
     ) as bar:
@@ -41,9 +41,11 @@ def run(name: str, out: Path, **options: Any) -> None:
             bar.leave = False
             raise UserError(f"--out must be a folder that can be written; {error}") from error
         bar.update(bar.total - bar.n)
-    size = sum(file.bytes for file in made.manifest.files.values())
+    manifest = made.manifest
+    size = sum(file.bytes for file in manifest.files.values())
     print(
-        f"{out}: {len(made.manifest.files) + 1} files, {size / 1e6:.1f} MB, target {made.manifest.target.name} {made.manifest.target.version}, {made.manifest.dtype}"
+        f"{out}: {len(manifest.files) + 1} files, {size / 1e6:.1f} MB, {manifest.dtype} for "
+        f"{manifest.target.name} {manifest.target.version}"
     )
 
 

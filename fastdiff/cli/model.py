@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastdiff.cli import UserError
 from fastdiff.schedules import NoiseSchedule
-from fastdiff.schedules.config import default_spacing, noise_schedule
+from fastdiff.schedules.config import noise_schedule
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

@@ -27,7 +27,10 @@ OPTIONS: dict[str, tuple[type, ...]] = {  # of a request, and what JSON must hol
     "engine": (str, type(None)),
     "noise": (str,),
 }
-LATER: dict[str, Any] = {"engine": None, "noise": "diffusers"}  # what earlier records do not say, and what they did
+LATER: dict[str, Any] = {
+    "engine": None,
+    "noise": "diffusers",
+}  # what earlier records do not say, and what they did
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def config_hash(kind: str, config: Any) -> str:
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all weights, as float32: whatever they are kept in."""
+    """SHA-256 over names, shapes and values of all weights, as float32 whatever their dtype."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         wide = value.detach().to("cpu", torch.float32).contiguous()

@@ -25,7 +25,7 @@ from fastdiff.engine.group_norm import for_onnxruntime
 from fastdiff.engine.manifest import DTYPES, TARGETS, Graph, Port, Profile, Range, Target
 from fastdiff.engine.networks import Network
 from fastdiff.engine.parts import Sizes
-from fastdiff.engine.to_onnx import OPSET, convert
+from fastdiff.engine.to_onnx import convert
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SAMPLERS = ("dpmpp_2m:20", "unipc_2:10", "euler_a:20", "ddim:50")
 MOST_INSIDE = 1_800_000_000  # bytes of weights in the .onnx itself: a protobuf ends at 2^31
+NO_PLANS = "built where it is loaded"
 GOLDEN = "golden.safetensors"
 INLINE = 1024  # bytes of a tensor that stays in the .onnx where the others lie beside it
 
@@ -67,6 +68,7 @@ def export(
     samplers: Sequence[str] | None = None,
     guidance: float | None = None,
     verify: str = "corners",
+    plans: bool = True,
     replace: bool = False,
     tell: Callable[[Step], None] | None = None,
     **build: Any,
@@ -84,6 +86,7 @@ def export(
     samplers            tables for it, "name:steps".  None: four of them for a pipeline
     guidance            of these tables.  None: 7.5;  1: none
     verify              where numbers are compared: "corners" of the ranges, or only the "smallest"
+    plans               build TensorRT's plans now; otherwise where the bundle is first loaded
     replace             a bundle that is already there
     tell                called with a Step after each part of the work
     build               of TensorRT: memory_limit (bytes), refittable, weight_streaming
@@ -100,9 +103,14 @@ def export(
     )
     wanted = SAMPLERS if samplers is None and found.scheduler is not None else samplers or ()
     tables, model = pieces.tables(found, wanted, guidance), pieces.model(found)
-    if target == "onnxruntime":
-        _need_onnxruntime()
-        where = _target(target, version("onnxruntime"))
+    _need_onnxruntime()
+    where = _target(target, version("onnxruntime") if target == "onnxruntime" else NO_PLANS)
+    planned = target != "onnxruntime" and plans
+    if planned:
+        from fastdiff.engine.tensorrt_build import Settings, possible
+
+        settings = Settings(**build)
+        possible(target, settings)  # before minutes are spent on the graph
     with bundles.writing(out, replace=replace) as folder:
         graphs: dict[str, Graph] = {}
         for network in networks:
@@ -114,11 +122,15 @@ def export(
             table.save(folder / samples[key])
         golden = _golden(networks[0], graphs["unet"], folder, profiles[0])
         engines: list[Any] = []
-        if target != "onnxruntime":
-            from fastdiff.engine import tensorrt_export
+        if planned:
+            from fastdiff.engine import tensorrt_bundle
 
-            where, engines = tensorrt_export.engines(
-                target, folder, graphs["unet"], profiles, tell=tell, **build
+            def built(seconds: float, size: int) -> None:
+                if tell is not None:
+                    tell(Step("unet", "built", seconds, size))
+
+            where, engines = tensorrt_bundle.engines(
+                target, folder, graphs["unet"], profiles, built, settings
             )
         bundles.finish(
             folder,

@@ -39,14 +39,14 @@ def load_engine(
             f"the bundle must hold a U-Net; {found.path} holds "
             f"{', '.join(sorted(found.manifest.graphs))}"
         )
-    found.check_here()
     if found.manifest.target.name != "onnxruntime":
-        from fastdiff.engine.tensorrt_runner import TensorRTRunner
+        from fastdiff.engine import tensorrt_bundle
 
-        runner = TensorRTRunner(
+        plans = tensorrt_bundle.runner(
             found, device, trust_engine=trust_engine, reuse_outputs=reuse_outputs
         )
-        return EngineUNet(runner, found)
+        return EngineUNet(plans, found)
+    found.check_here()
     from fastdiff.engine.session import Session
 
     session = Session(

@@ -35,6 +35,7 @@ class Network:
 
     multiple   that height and width of a sample must be a multiple of
     highest    one above the largest number in an int64 input
+    unit       of its times: 0.001 where 1000 steps are 0..1
     """
 
     name: str
@@ -43,6 +44,7 @@ class Network:
     outputs: tuple[Port, ...]
     multiple: int = 1
     highest: int = 2
+    unit: float = 1.0
 
     def example(
         self, sizes: dict[str, int], *, seed: int = 0, times: Sequence[float] = (500.5, 7.0)
@@ -55,7 +57,7 @@ class Network:
             if port.dtype.startswith("int"):
                 value = torch.randint(self.highest, shape, generator=generator)
             elif port.name == "timestep":
-                value = torch.tensor([times[i % len(times)] for i in range(shape[0])])
+                value = self.unit * torch.tensor([times[i % len(times)] for i in range(shape[0])])
             elif port.name == "time_ids":  # sizes of pictures and crops, in pixels
                 value = torch.randint(1024, shape, generator=generator)
             else:
@@ -67,10 +69,6 @@ class Network:
         """Names of the axes that differ from call to call."""
         named = [d for port in self.inputs for d in port.shape if isinstance(d, str)]
         return {name.partition("/")[0] for name in named}
-
-    def with_module(self, module: nn.Module) -> Network:
-        """The same ports on another module, such as a copy in float64."""
-        return Network(self.name, module, self.inputs, self.outputs, self.multiple, self.highest)
 
 
 def shape_of(port: Port, sizes: Mapping[str, int]) -> list[int]:
@@ -113,7 +111,7 @@ class UNetModule(nn.Module):
 
     def __init__(self, unet: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        self.unet = _with_modules(unet)
+        self.unet = twin(unet)
         for name in ("time_proj", "add_time_proj"):
             if hasattr(unet, name):
                 self.unet._modules[name] = TimeProjection(getattr(unet, name))
@@ -209,7 +207,7 @@ def _refuse_unet(config: Any) -> None:
 
 
 def _residuals(module: Any, word: Kind) -> list[Port]:
-    """What a ControlNet adds: an output of conv_in, of every block's layers and of its downsampler."""
+    """What a ControlNet adds: to conv_in, to every block's layers and to its downsampler."""
     widths, ports, share = module.config.block_out_channels, [], 1
     places = [(widths[0], 1)]
     for width, block in zip(widths, module.down_blocks, strict=True):
@@ -324,11 +322,11 @@ def text_encoder(encoder: Any, dtype: torch.dtype, name: str, *, penultimate: bo
     )
 
 
-def _with_modules(module: nn.Module) -> nn.Module:
+def twin(module: nn.Module) -> nn.Module:
     """The same module, weights and all, whose direct children can be exchanged without harm."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
     return twin
 
 
-__all__ = ["Network", "text_encoder", "unet", "vae_decoder", "vae_encoder"]
+__all__ = ["Network", "TimeProjection", "twin", "text_encoder", "unet", "vae_decoder", "vae_encoder"]

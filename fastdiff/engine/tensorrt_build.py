@@ -172,6 +172,11 @@ def _tf32() -> bool:
     return bool(torch.backends.cuda.matmul.allow_tf32)
 
 
+def possible(target: str, settings: Settings) -> None:
+    """Incompatible where no such plan can be built here: not installed, no GPU, other GPUs."""
+    _check(tensorrt.load(target), settings)
+
+
 def _check(flavour: Flavour, settings: Settings) -> None:
     """Incompatible where this flavour cannot build that here."""
     here = tensorrt.capability()

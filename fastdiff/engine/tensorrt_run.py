@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdiff.engine import cache, tensorrt
+from fastdiff.engine import tensorrt
 from fastdiff.engine.errors import EngineError, Incompatible, Untrusted
 from fastdiff.engine.tensorrt import Flavour
 
@@ -29,16 +29,18 @@ DTYPES = {  # TensorRT's names to torch's
 }
 
 
-def read(path: Path, target: str, *, trust_engine: bool = False, **options: Any) -> Plan:
+def read(
+    path: Path, target: str, *, cache: Path, trust_engine: bool = False, **options: Any
+) -> Plan:
     """The plan of a file that lies in our cache folder, or that the caller trusts.
 
+    cache      fastdiff.engine.cache.folder(), which has made sure that it is ours
     options    of Plan
     Untrusted for any other file; Incompatible where this flavour, version or GPU cannot run it.
     """
-    own = cache.folder().resolve()
-    if not trust_engine and not path.resolve().is_relative_to(own):
+    if not trust_engine and not path.resolve().is_relative_to(cache.resolve()):
         raise Untrusted(
-            f"a plan is code, and {path} is not in our cache ({own}). Build it here from the "
+            f"a plan is code, and {path} is not in our cache ({cache}). Build it here from the "
             "ONNX file of the bundle, or say trust_engine=True if you know who made it"
         )
     flavour = tensorrt.load(target)

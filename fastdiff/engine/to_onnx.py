@@ -22,7 +22,7 @@ OPSET = (
     21  # the first with GroupNormalization on channels; TensorRT-RTX 1.7 fails on 23's Attention
 )
 # Sizes of the trace: none is 0 or 1, which the exporter takes for constants, and no two are equal.
-TRACED = {"batch": 3, "height": 4, "width": 6, "tokens": 7}
+TRACED = {"batch": 3, "height": 4, "width": 6, "tokens": 7, "patches": 10}
 
 
 def convert(network: Network) -> ModelProto:

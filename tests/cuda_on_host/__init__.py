@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 KERNELS = ("affine_step", "group_norm")
 FLAGS = (
-    "-std=c++17 -O2 -g1 -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing -ffp-contract=off"
+    "-std=c++17 -O1 -g1 -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing -ffp-contract=off"
     " -fsanitize=address,alignment -fno-sanitize-recover=all"
 )
 

@@ -10,8 +10,8 @@ Each module here is named like a kernel and has
 A launch belongs to a plan: what the launcher decides from shapes, dtypes and the capability.
 Launches of one plan differ in what the compiler sees besides: which of the 16-bit dtypes, which
 operands are absent, the width of a head.  The command compiles every launch for every capability.
-tests/test_compile_everywhere.py compiles the first launch of each plan: on sm_90, if it is chosen
-there, and on one more capability, each in its turn.
+tests/test_compile_everywhere.py compiles the first launches of some plans, so that each kernel is
+compiled for each capability; where the record is of another Triton, of all plans, each for one.
 """
 
 import re
@@ -95,7 +95,7 @@ def judge(launch: Launch, capability: int, machine: bool = False) -> Code:
 
 
 def in_turn(stem: str) -> Iterator[tuple[int, Launch]]:
-    """(capability, launch): what tests/test_compile_everywhere.py compiles."""
+    """(capability, launch): each plan once, the capabilities in turn."""
     plans: dict[Any, dict[int, Launch]] = defaultdict(dict)
     for capability in CAPABILITIES:
         for launch in firsts(stem, capability):
@@ -109,3 +109,12 @@ def in_turn(stem: str) -> Iterator[tuple[int, Launch]]:
     for capability in CAPABILITIES:
         if not turn[capability]:  # fewer plans than capabilities
             yield capability, next(iter(plans.values()))[capability]
+
+
+def sample(stem: str) -> Iterator[tuple[int, Launch]]:
+    """Of these the first of each kernel on each capability."""
+    seen = set()
+    for capability, launch in in_turn(stem):
+        if (launch.kernel, capability) not in seen:
+            seen.add((launch.kernel, capability))
+            yield capability, launch
