@@ -7,6 +7,7 @@ builds with no GPU, is tested for real beside it.
 import enum
 import json
 import types
+from importlib.machinery import ModuleSpec
 
 import torch
 
@@ -133,6 +134,7 @@ def module(version="11.4.0", *, strongly_typed=False, phases=()):
     """The module; `phases` are reported by a build: (phase, parent, steps)."""
     trt = types.ModuleType("tensorrt")
     trt.__version__ = version
+    trt.__spec__ = ModuleSpec("tensorrt", None)  # torch.compile looks for it
     trt.ILogger, trt.IProgressMonitor = ILogger, type("IProgressMonitor", (), {})
     flags = ["REFIT", "TF32", "STRIP_PLAN", "WEIGHT_STREAMING"]
     trt.BuilderFlag = enum.Enum("BuilderFlag", flags)
@@ -213,3 +215,33 @@ class CudaTensor:
 
     def contiguous(self):
         return self
+
+
+def refitting(trt, *, missing=(), taken=True, done=True):
+    """Give the module a Refitter and a parser for it; what they are given is in `trt.refits`."""
+    trt.refits = []
+
+    class Refitter:
+        def __init__(self, engine, logger):
+            trt.refits.append(("engine", engine))
+
+        def get_missing_weights(self):
+            return list(missing)
+
+        def refit_cuda_engine(self):
+            trt.refits.append(("done",))
+            return done
+
+    class OnnxParserRefitter:
+        def __init__(self, refitter, logger):
+            pass
+
+        def refit_from_file(self, path):
+            trt.refits.append(("file", path))
+            return taken
+
+        def refit_from_bytes(self, graph):
+            trt.refits.append(("bytes", graph))
+            return taken
+
+    trt.Refitter, trt.OnnxParserRefitter = Refitter, OnnxParserRefitter

@@ -1,5 +1,6 @@
 """Building plans: TensorRT-RTX for real, with no GPU; TensorRT by a module that looks like it."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -7,12 +8,13 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
-from fastdiff.engine import build_progress, here, profiles, tensorrt, tensorrt_build
+from fastdiff.engine import build_progress, cache, here, profiles, tensorrt, tensorrt_build
 from fastdiff.engine.errors import Corrupt, EngineError, Incompatible
 from fastdiff.engine.manifest import Range
 from tests import fake_tensorrt
@@ -26,10 +28,16 @@ class Store(dict):
     def __init__(self, folder):
         self.folder = folder
 
-    def put(self, key, data):
+    def put(self, key, data, about=""):
         self[key] = self.folder / key
         self[key].write_bytes(data)
         return self[key]
+
+    def locked(self, key):
+        return contextlib.nullcontext()
+
+    def release(self, key):
+        pass
 
 
 def narrow(size):
@@ -94,8 +102,10 @@ def pretend(monkeypatch):
 
 
 def test_rtx_builds_a_plan_for_each_profile_once(onnx, tmp_path, monkeypatch):
+    """In the real cache."""
     pytest.importorskip("tensorrt_rtx")
-    store, built = Store(tmp_path), []
+    monkeypatch.setenv("FASTDIFF_CACHE", str(tmp_path))
+    built = []
     real = tensorrt_build._build
 
     def counted(path, profile, *rest):
@@ -104,14 +114,17 @@ def test_rtx_builds_a_plan_for_each_profile_once(onnx, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tensorrt_build, "_build", counted)
     wanted = [narrow(16), narrow(32)]
-    first = tensorrt_build.plans(onnx, wanted, RTX, store=store, progress=False)
-    assert len(store) == 2
+    first = tensorrt_build.plans(onnx, wanted, RTX, store=cache, progress=False)
+    assert "small for tensorrt-rtx" in cache.entries()[1].about
+    assert len(cache.entries()) == 2
     assert built == [[wanted[0]], [wanted[1]]]
     # The weights and the kernels for four generations of GPUs: a plan, not an empty file.
     assert all(100_000 < path.stat().st_size < 8_000_000 for path in first)
-    again = tensorrt_build.plans(onnx, [*wanted[::-1]], RTX, store=store, progress=False)
+    again = tensorrt_build.plans(onnx, wanted[::-1], RTX, store=cache, progress=False)
     assert again == first[::-1]
     assert len(built) == 2
+    for path in first:
+        cache.release(path.parent.name)
 
 
 @pytest.mark.parametrize(
@@ -149,10 +162,31 @@ def test_ctrl_c_ends_a_build(onnx, monkeypatch):
         steps.append(phase)
         return not self.cancelled
 
+    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(build_progress.Progress, "step", step)
     with pytest.raises(KeyboardInterrupt):
         tensorrt_build.build(onnx, [narrow(16)], RTX, progress=False)
     assert len(steps) < 10  # 100 and more where nobody stops it
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_twice_does_not_wait(monkeypatch):
+    """And an error of the work itself is raised here."""
+    progress, go_on = build_progress.Progress("", shown=False), threading.Event()
+
+    def work():
+        os.kill(os.getpid(), signal.SIGINT)
+        while not progress.cancelled:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        go_on.wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_progress.cancellable(work, progress)
+    assert not go_on.is_set()  # the work still waits
+    go_on.set()
+    with pytest.raises(ZeroDivisionError):
+        build_progress.cancellable(lambda: 1 / 0, build_progress.Progress("", shown=False))
 
 
 def test_a_missing_file_is_named(tmp_path, pretend):

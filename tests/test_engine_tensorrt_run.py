@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from fastdiff.engine import tensorrt, tensorrt_build, tensorrt_run
+from fastdiff.engine import cache, tensorrt, tensorrt_build, tensorrt_run
 from fastdiff.engine.errors import EngineError, Incompatible, Untrusted
 from tests import fake_tensorrt
 from tests.fake_tensorrt import CudaTensor
@@ -133,18 +133,19 @@ def test_a_failed_run_says_what_tensorrt_said(trt, gpu, monkeypatch):
         plan.run(sample(1, 4, 8, 8))
 
 
-def test_only_our_cache_or_who_trusts_it(trt, gpu, tmp_path):
-    cache, outside = tmp_path / "cache", tmp_path / "plan"
-    cache.mkdir()
-    (cache / "plan").write_bytes(PLAN)
+def test_only_our_cache_or_who_trusts_it(trt, gpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTDIFF_CACHE", str(tmp_path))
+    ours, outside = cache.put("a", PLAN), tmp_path / "plan"
+    cache.release("a")
     outside.write_bytes(PLAN)
-    (cache / "link").symlink_to(outside)
-    for path in (outside, cache / "link", cache / ".." / "plan"):
+    link = cache.folder() / "link"
+    link.symlink_to(outside)
+    for path in (outside, link, cache.folder() / ".." / "plan"):
         with pytest.raises(Untrusted, match=r"a plan is code.*trust_engine=True"):
-            tensorrt_run.read(path, "tensorrt", cache=cache)
+            tensorrt_run.read(path, "tensorrt", cache=cache.folder())
     assert not hasattr(trt, "runtime")  # nothing was deserialised
-    tensorrt_run.read(cache / "plan", "tensorrt", cache=cache).close()
-    tensorrt_run.read(outside, "tensorrt", cache=cache, trust_engine=True).close()
+    tensorrt_run.read(ours, "tensorrt", cache=cache.folder()).close()
+    tensorrt_run.read(outside, "tensorrt", cache=cache.folder(), trust_engine=True).close()
     assert trt.runtime.engine_host_code_allowed is False
 
 
@@ -155,12 +156,13 @@ def test_a_plan_that_cannot_be_read_says_so(trt, gpu):
 
 def test_no_gpu_and_a_gpu_that_rtx_does_not_know(gpu, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt.module("1.7.1"))
-    (tmp_path / "plan").write_bytes(PLAN)
+    plan = tmp_path / "plan"
+    plan.write_bytes(PLAN)
     with pytest.raises(Incompatible, match="Use target tensorrt there"):
-        tensorrt_run.read(tmp_path / "plan", "tensorrt-rtx", cache=tmp_path)
+        tensorrt_run.read(plan, "tensorrt-rtx", cache=tmp_path, trust_engine=True)
     monkeypatch.setattr(tensorrt, "capability", lambda: None)
     with pytest.raises(Incompatible, match=r"torch sees none .*target onnxruntime"):
-        tensorrt_run.read(tmp_path / "plan", "tensorrt-rtx", cache=tmp_path)
+        tensorrt_run.read(plan, "tensorrt-rtx", cache=tmp_path, trust_engine=True)
 
 
 def test_rtx_keeps_what_it_compiled(trt, gpu, monkeypatch):

@@ -6,14 +6,21 @@ one step of the phase around it.
 
 from __future__ import annotations
 
+import logging
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
 T = TypeVar("T")
-WAIT = 0.1  # seconds between two looks for Ctrl-C; a join without a limit would not see it
+LOG = logging.getLogger("fastdiff.engine.tensorrt")
+WAIT = (
+    0.1  # seconds between two looks for Ctrl-C; on Windows a wait without a limit would not see it
+)
 
 
 class Progress:
@@ -92,31 +99,56 @@ def monitor(trt: Any, progress: Progress) -> Any:
 
 
 def cancellable(work: Callable[[], T], progress: Progress) -> T:
-    """work() in a thread of its own; Ctrl-C sets progress.cancelled, waits for its end, is raised.
+    """work() in a thread of its own; Ctrl-C ends it after its step, then KeyboardInterrupt.
 
     In the main thread a build of minutes would return to Python, and see Ctrl-C, only at its end.
+    A second Ctrl-C does not wait for the step.
     """
     results: list[T] = []
     problems: list[BaseException] = []
+    done = threading.Event()
 
     def run() -> None:
         try:
             results.append(work())
         except BaseException as problem:
             problems.append(problem)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run, name="fastdiff-build", daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(WAIT)
-    except BaseException:
-        progress.cancelled = True
-        thread.join()
-        raise
+    with _interrupts(progress):
+        threading.Thread(target=run, name="fastdiff-build", daemon=True).start()
+        while not done.wait(WAIT):
+            pass
+    if progress.cancelled:
+        raise KeyboardInterrupt
     if problems:
         raise problems[0]
     return results[0]
+
+
+@contextmanager
+def _interrupts(progress: Progress) -> Iterator[None]:
+    """Ctrl-C sets progress.cancelled, once, instead of raising anywhere: TensorRT's thread may
+    not outlive the call, and an exception between two lines of `cancellable` would let it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if progress.cancelled:
+            before(number, frame)
+            return
+        progress.cancelled = True
+        LOG.warning("the build ends after the step that runs; Ctrl-C again does not wait for it")
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 __all__ = ["Progress", "cancellable", "monitor"]

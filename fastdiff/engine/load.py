@@ -51,7 +51,9 @@ def load_engine(
     if found.manifest.target.name != "onnxruntime":
         from fastdiff.engine import tensorrt_bundle
 
-        plans = tensorrt_bundle.runner(found, name, device, trust_engine=trust_engine)
+        plans = tensorrt_bundle.runner(
+            found, name, device, trust_engine=trust_engine, reuse_outputs=reuse_outputs
+        )
         return FACES[name](plans, found)
     found.check_here()
     from fastdiff.engine.session import Session

@@ -1,7 +1,7 @@
 """TensorRT's two flavours behind one face: `tensorrt` (10.9 to 11) and `tensorrt-rtx`.
 
     tensorrt_build.py  an ONNX file to plans     tensorrt_run.py  a plan that runs on torch tensors
-    tensorrt_refit.py  new weights for an engine
+    tensorrt_refit.py  new weights for an engine  tensorrt_bundle.py  the plans of a bundle
 
 Their Python modules look alike.  What differs is here: tensorrt builds on the GPU that will run
 the plan and keeps a timing cache; tensorrt-rtx builds with no GPU for a list of compute

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,8 +66,14 @@ class Store(Protocol):
     def get(self, key: str) -> Path | None:
         """The file of a key, or None."""
 
-    def put(self, key: str, data: bytes) -> Path:
-        """Keep bytes under a key."""
+    def put(self, key: str, data: bytes, about: str = "") -> Path:
+        """Keep bytes under a key, and what they are in words."""
+
+    def locked(self, key: str) -> AbstractContextManager[None]:
+        """Nobody else has the key meanwhile."""
+
+    def release(self, key: str) -> None:
+        """What was got or put is no longer in use here."""
 
 
 def plans(
@@ -84,11 +91,13 @@ def plans(
     content, paths = _content(onnx), []
     for number, profile in enumerate(profiles, 1):
         name = key(content, [profile], flavour, settings)
-        path = store.get(name)
-        if path is None:
-            title = f"building {number}/{len(profiles)}"
-            plan = _build(onnx, [profile], flavour, settings, store, title if progress else None)
-            path = store.put(name, plan)
+        with store.locked(name):  # who wants the same plan at the same time waits for this one
+            path = store.get(name)
+            if path is None:
+                title = f"building {number}/{len(profiles)}" if progress else None
+                plan = _build(onnx, [profile], flavour, settings, store, title)
+                about = f"{onnx.stem} for {target} {flavour.version}: {sizes_of.show(profile)}"
+                path = store.put(name, plan, about)
         paths.append(path)
     return paths
 
@@ -223,7 +232,9 @@ def _build(
         if plan is None:
             raise _not_built(onnx, list(problems), flavour, settings)
         if timing is not None and store is not None:
-            store.put(timing, bytes(config.get_timing_cache().serialize()))
+            about = f"timing cache of {flavour.target} {flavour.version}"
+            store.put(timing, bytes(config.get_timing_cache().serialize()), about)
+            store.release(timing)
         return bytes(plan)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from fastdiff.engine.errors import EngineError, Incompatible
 from fastdiff.engine.manifest import Engine, Graph, Profile, Target
 from fastdiff.engine.session import check_inputs
 from fastdiff.engine.tensorrt_build import Settings
+from fastdiff.engine.tensorrt_refit import refit
+from fastdiff.engine.tensorrt_run import Plan
 
 
 def engines(
@@ -30,7 +32,7 @@ def engines(
     built: Callable[[float, int], None],
     settings: Settings,
 ) -> tuple[Target, list[Engine]]:
-    """A plan of graph `name` for each profile in the bundle's folder, from the cache if it is there.
+    """A plan of a graph for each profile in the bundle's folder, from the cache if it is there.
 
     built  called with seconds and bytes of all plans
     """
@@ -74,12 +76,15 @@ class Plans:
         graph: Graph,
         ranges: Sequence[Profile],
         device: torch.device,
-        read: Callable[[int], Any],
+        read: Callable[[int], Plan],
         pixels: int,
+        keep: Callable[[int, Plan], None],
     ) -> None:
         self.graph, self.device = graph, device
         self._ranges, self._read, self._pixels = list(ranges), read, pixels
-        self._plans: dict[int, Any] = {}
+        self._keep = keep  # called with each plan before it is closed
+        self._plans: dict[int, Plan] = {}
+        self._weights: bytes | Path | None = None
         self._lock, self._closed = threading.Lock(), False
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,20 +95,35 @@ class Plans:
         i = profiles.choose(self._ranges, sizes, pixels=self._pixels)
         with self._lock:
             if i not in self._plans:
-                self._plans[i] = self._read(i)
-        outputs: dict[str, Tensor] = self._plans[i].run(inputs)
-        return outputs
+                plan = self._read(i)
+                if self._weights is not None:
+                    refit(plan, self._weights)
+                self._plans[i] = plan
+        return self._plans[i].run(inputs)
+
+    def refit(self, graph: bytes | Path) -> None:
+        """Give every plan, read already or later, the weights of an ONNX graph: tensorrt_refit."""
+        with self._lock:
+            for plan in self._plans.values():
+                refit(plan, graph)
+            self._weights = graph
 
     def close(self) -> None:
         """Give weights and memory back; a call after it is an EngineError."""
         self._closed = True
-        for plan in self._plans.values():
+        for i, plan in self._plans.items():
+            self._keep(i, plan)
             plan.close()
         self._plans.clear()
 
 
 def runner(
-    bundle: Bundle, name: str, device: str | torch.device, *, trust_engine: bool = False
+    bundle: Bundle,
+    name: str,
+    device: str | torch.device,
+    *,
+    trust_engine: bool = False,
+    reuse_outputs: bool = False,
 ) -> Plans:
     """What runs the graph `name` of a TensorRT bundle.
 
@@ -131,10 +151,33 @@ def runner(
         settings = Settings(refittable=any(engine.refittable for engine in own.values()))
         paths = tensorrt_build.plans(bundle.graph(name), ranges, target, settings, store=cache)
 
-    def read(i: int) -> Any:
-        return tensorrt_run.read(paths[i], target, cache=cache.folder(), trust_engine=trust_engine)
+    def read(i: int) -> Plan:
+        kept = cache.get(_kernels(bundle, name, i)) if target == "tensorrt-rtx" else None
+        return tensorrt_run.read(
+            paths[i],
+            target,
+            cache=cache.folder(),
+            trust_engine=trust_engine,
+            reuse_outputs=reuse_outputs,
+            runtime_cache=kept.read_bytes() if kept else b"",
+        )
 
-    return Plans(graph, ranges, device, read, manifest.model.vae_scale)
+    def keep(i: int, plan: Plan) -> None:
+        if compiled := plan.runtime_cache():
+            key = _kernels(bundle, name, i)
+            cache.put(key, compiled, f"what {target} compiled of {name} for this GPU")
+            cache.release(key)
+
+    return Plans(graph, ranges, device, read, manifest.model.vae_scale, keep)
+
+
+def _kernels(bundle: Bundle, name: str, i: int) -> str:
+    """The cache's key of what tensorrt-rtx compiled for a plan on this GPU."""
+    graph = bundle.manifest.graphs[name]
+    content = [bundle.manifest.files[f].sha256 for f in (graph.file, graph.data) if f]
+    version, gpu = tensorrt.load("tensorrt-rtx").version, torch.cuda.get_device_name()
+    text = f"kernels {content} {bundle.manifest.profiles[i]} {version} {gpu}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 __all__ = ["Plans", "engines", "runner", "target_here"]

@@ -29,9 +29,13 @@ DTYPES = {  # TensorRT's names to torch's
 }
 
 
-def read(path: Path, target: str, *, cache: Path, trust_engine: bool = False) -> Plan:
+def read(
+    path: Path, target: str, *, cache: Path, trust_engine: bool = False, **options: Any
+) -> Plan:
     """The plan of a file that lies in our cache folder, or that the caller trusts.
 
+    cache      fastdiff.engine.cache.folder(), which has made sure that it is ours
+    options    of Plan
     Untrusted for any other file; Incompatible where this flavour, version or GPU cannot run it.
     """
     if not trust_engine and not path.resolve().is_relative_to(cache.resolve()):
@@ -41,7 +45,7 @@ def read(path: Path, target: str, *, cache: Path, trust_engine: bool = False) ->
         )
     flavour = tensorrt.load(target)
     tensorrt.check_device(flavour)
-    return Plan(path.read_bytes(), flavour)
+    return Plan(path.read_bytes(), flavour, **options)
 
 
 class _Context:
