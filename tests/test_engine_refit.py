@@ -44,7 +44,7 @@ def inputs():
 
 
 @pytest.fixture(scope="module")
-def exported():
+def traced():
     """(module, its graph, its map); the graph is copied by who changes it."""
 
     class Positional(torch.nn.Module):
@@ -125,8 +125,8 @@ def copied(graph):
     return model
 
 
-def test_the_map_has_every_weight_and_its_bytes(exported):
-    network, graph, places = exported
+def test_the_map_has_every_weight_and_its_bytes(traced):
+    network, graph, places = traced
     assert weight_map.read(graph) == places
     constants = {c.name: c for c in graph.graph.initializer}
     weights = {n: p for n, p in network.named_parameters() if p.ndim > 1}
@@ -142,8 +142,8 @@ def test_the_map_has_every_weight_and_its_bytes(exported):
 
 
 @pytest.mark.parametrize("seeds", [(1,), (1, 2)])
-def test_as_pytorch_with_the_lora_fused(seeds, exported):
-    _, graph, places = exported
+def test_as_pytorch_with_the_lora_fused(seeds, traced):
+    _, graph, places = traced
     network, model = adapted(*seeds), copied(graph)
     weights = refit.Weights(model, places)
     weights.apply([(Lora.of_module(network), 1.0)])
@@ -156,8 +156,8 @@ def test_as_pytorch_with_the_lora_fused(seeds, exported):
     assert rms(base - exact) > 1000 * bound  # and the LoRA is no small thing
 
 
-def test_applying_again_begins_from_the_base_and_restore_is_bit_for_bit(exported):
-    _, graph, places = exported
+def test_applying_again_begins_from_the_base_and_restore_is_bit_for_bit(traced):
+    _, graph, places = traced
     before, model = digests(graph), copied(graph)
     weights = refit.Weights(model, places)
     first, second = Lora.of_module(adapted(1)), Lora.of_module(adapted(2))
@@ -178,8 +178,8 @@ def test_applying_again_begins_from_the_base_and_restore_is_bit_for_bit(exported
     assert weights.changed() == {}
 
 
-def test_restore_notices_a_weight_that_is_not_the_base(exported):
-    _, graph, places = exported
+def test_restore_notices_a_weight_that_is_not_the_base(traced):
+    _, graph, places = traced
     model = copied(graph)
     weights = refit.Weights(model, places)
     constant = next(c for c in model.graph.initializer if c.name.endswith("conv_in.weight"))
@@ -191,11 +191,11 @@ def test_restore_notices_a_weight_that_is_not_the_base(exported):
         weights.apply([(Lora({"conv_in.weight": (factor,)}), 1.0)])
 
 
-def test_onnxruntime_takes_the_changed_weights_of_a_file_with_data_beside_it(exported, tmp_path):
+def test_onnxruntime_takes_the_changed_weights_of_a_file_with_data_beside_it(traced, tmp_path):
     import onnx
     import onnxruntime
 
-    _, graph, places = exported
+    _, graph, places = traced
     path = tmp_path / "unet.onnx"
     onnx.save(
         copied(graph),
@@ -233,8 +233,8 @@ def linear(rank=1, rows=8, columns=8, value=1.0):
         (f"{TO_Q}.weight", linear(value=3e38), EngineError, "too large for torch.float32"),
     ],
 )
-def test_what_cannot_be_applied_changes_nothing(name, factor, error, message, exported):
-    _, graph, places = exported
+def test_what_cannot_be_applied_changes_nothing(name, factor, error, message, traced):
+    _, graph, places = traced
     model = copied(graph)
     weights = refit.Weights(model, places)
     both = {f"{CONV}.weight": Lora.of_module(adapted(1)).factors[f"{CONV}.weight"]}
@@ -346,7 +346,7 @@ def test_a_state_dict_that_is_not_read_is_named(key, message):
         Lora.of_state_dict({key: torch.zeros(1, 1)})
 
 
-def test_a_file_that_diffusers_writes(tmp_path, exported):
+def test_a_file_that_diffusers_writes(tmp_path, traced):
     """With its alpha in the metadata; the same as from the network that it was loaded into."""
     from diffusers import StableDiffusionPipeline
     from peft.utils import get_peft_model_state_dict
@@ -370,8 +370,8 @@ def test_a_file_that_diffusers_writes(tmp_path, exported):
         assert torch.equal(factor.down, other.down)
 
 
-def test_a_map_that_is_not_whole_is_corrupt(exported):
-    model = copied(exported[1])
+def test_a_map_that_is_not_whole_is_corrupt(traced):
+    model = copied(traced[1])
     for text in ("{", "[]", '{"a": {"initializers": [{}], "shared": []}}', '{"a": 1}'):
         for entry in model.metadata_props:
             entry.value = text

@@ -73,8 +73,9 @@ def test_rtx_builds_the_built_in_unet(exported):
         exported / "unet.onnx", ranges.expand(axes), "tensorrt-rtx", **options
     )
     # As large as its weights, which it holds, and at most four times: kernels, and weights in
-    # other layouts (measured 1.6 times in float16).
-    weights = found.files[found.graphs["unet"].file].bytes
+    # other layouts (measured: 1.5 times).
+    graph = found.graphs["unet"]
+    weights = sum(found.files[name].bytes for name in (graph.file, graph.data) if name)
     assert weights < len(plan) < 4 * weights
 
 
