@@ -19,6 +19,7 @@ import torch
 from fastdiff import __version__
 from fastdiff.engine import bundle as bundles
 from fastdiff.engine import parts as pieces
+from fastdiff.engine import weight_map
 from fastdiff.engine.check import EXTENTS, Error, corners, measure
 from fastdiff.engine.errors import Incompatible
 from fastdiff.engine.group_norm import for_onnxruntime
@@ -203,6 +204,8 @@ def _graphs(
     model = convert(network)
     if target == "onnxruntime":
         model = for_onnxruntime(model)
+    if own := getattr(network.module, network.name, None):
+        weight_map.write(model, weight_map.weight_map(own, model))  # for LoRAs
     tell(Step(network.name, "traced", time.perf_counter() - began))
     began = time.perf_counter()
     graphs = {network.name: _write(network.name, model, folder, beside=step)}
