@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from diffusers import UNet2DConditionModel
 from typer.testing import CliRunner
 
@@ -12,6 +13,7 @@ import fastdiff
 from fastdiff.cli import UserError, model
 from fastdiff.cli.commands import app
 from fastdiff.engine import bundle as bundles
+from fastdiff.engine import parts
 from fastdiff.engine.errors import EngineError
 from tests import tiny_pipelines
 
@@ -193,3 +195,15 @@ def test_a_folder_of_something_else_is_named(tmp_path, content, message):
 def test_the_command_names_its_options(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         export("shapes", *options, "--out", tmp_path / "bundle")
+
+
+def test_an_accelerated_unet_is_exported_as_diffusers_has_it(tmp_path):
+    """Our own ops have no ONNX form; the caller's network stays as fast as it was."""
+    unet = fastdiff.accelerate(tiny_pipelines.sd15())
+    own = type(unet.mid_block.resnets[0].norm1)
+    found = parts.of(unet).network
+    assert found is not unet
+    assert not [m for m in found.modules() if type(m).__module__.startswith("fastdiff")]
+    assert type(unet.mid_block.resnets[0].norm1) is own
+    assert own.__module__.startswith("fastdiff")
+    assert parts.of(torch.compile(tiny_pipelines.sd15())).kind == "UNet2DConditionModel"
