@@ -8,7 +8,8 @@
 
 CPU calls are timed one by one, with one thread and with two; on a CUDA device what is timed is a
 graph of 20 calls, as pointwise.py says, and bytes and flops are those of all 20.  "target" of the
-record: how many times as long as fastdiff each peer shall take.
+record: how many times as long as fastdiff each peer shall take.  Where nothing is timed for its own
+sake, pictures of at most 64x64 do.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.pointwise import DEVICE, IN_A_GRAPH, ROUNDINGS, draw, graph
 from benchmarks.results import COMPILED
-from benchmarks.side_by_side import OURS, measure
+from benchmarks.side_by_side import OURS, measure, small
 from fastdiff import backends
 from fastdiff.ops.group_norm import group_norm, group_norm_out
 
@@ -135,6 +136,9 @@ def test_group_norm(
     benchmark: Any, compiles: bool, threads: int, dtype: str, layout: str, shape: tuple[int, ...]
 ):
     torch.set_num_threads(threads)
+    where = "x".join(map(str, shape))
+    if small(benchmark):
+        shape = (*shape[:2], *(min(side, 64) for side in shape[2:]))
     operands, truth, bound, naive = problem(shape, layout, dtype)
     x = operands[0]
     calls = {n: functools.partial(run, *operands) for n, run in contestants(x, compiles).items()}
@@ -146,7 +150,6 @@ def test_group_norm(
         errors[name] = got.double().sub_(truth).abs_().max().item()
         assert errors[name] <= (bound if own else naive), name
 
-    where = "x".join(map(str, shape))
     case = {"shape": where, "layout": layout, "dtype": dtype}
     case |= {} if x.is_cuda else {"threads": f"{threads} thread{'s'[: threads - 1]}"}
     case["backend"] = backends.chosen("group_norm", backends.Key(x.device.type, x.dtype))

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 import fastdiff
+from benchmarks import side_by_side
 from benchmarks.side_by_side import OURS, measure
 from fastdiff.cli.model import built_in
 
@@ -129,7 +130,7 @@ def check(found: dict[str, Any], given: Inputs) -> dict[str, Any]:
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda n: f"{n.title} {n.latent[0]}")
 def test_modules(benchmark: Any, network: Network):
-    small = benchmark.disabled or getattr(benchmark, "dry", False)
+    small = side_by_side.small(benchmark)
     samples, side = network.latent
     torch.set_num_threads(1 if small else THREADS)
     found = contestants(network.make(small))

@@ -57,6 +57,12 @@ def measure(
     benchmark.extra_info["times"] = {name: summary(times) for name, times in seconds.items()}
 
 
+def small(benchmark: Any) -> bool:
+    """Whether small operands do, for nothing is timed for its own sake: --benchmark-disable, or
+    the campaign's dry run."""
+    return bool(benchmark.disabled or getattr(benchmark, "dry", False))
+
+
 def lap(calls: list[Call], between: Call | None) -> list[float]:
     """Seconds of each call, by the host's clock unless it has one of its own, `call.seconds()`."""
     seconds = []
