@@ -21,8 +21,9 @@ from fastdiff.cli.commands import app
 from fastdiff.engine import bundle as bundles
 from fastdiff.engine import cache, here, tensorrt
 from fastdiff.engine.errors import EngineError, Incompatible
+from fastdiff.engine.export import SAMPLERS as USUAL
 from fastdiff.engine.here import Here
-from fastdiff.engine.manifest import Manifest, Target
+from fastdiff.engine.manifest import Engine, File, Graph, Manifest, Model, Range, Target
 from tests.exported import SAMPLERS
 from tests.test_docs import fences
 
@@ -118,6 +119,9 @@ def test_the_fields_are_those_of_a_manifest():
     assert {name for row in rows for name in quoted(row[0])} == fields
     (target,) = (row for row in rows if quoted(row[0]) == ["target"])
     assert set(quoted(target[1])) == set(Target.model_fields)
+    parts = (Manifest, Target, Model, Range, Graph, Engine, File)
+    known = {name for part in parts for name in part.model_fields}
+    assert {name for row in rows for name in quoted(row[1])} <= known
 
 
 def test_the_ports_are_those_of_the_graphs(manifest):
@@ -160,6 +164,8 @@ def test_all_options_are_there_and_no_others():
     known = {name for name in known if name.startswith("--")}
     _, rows = table("## Options of fastdiff export")
     assert {name for row in rows for name in quoted(row[0])} == known - {"--help"}
+    (row,) = (row for row in rows if "`--sampler`" in row[0])
+    assert tuple(quoted(row[1])) == USUAL
     others = typer.main.get_command(app).commands
     more = {n for c in others.values() for param in c.params for n in param.opts}
     script = (ROOT / "examples/javascript/generate.mjs").read_text()
@@ -220,7 +226,8 @@ def runs(wanted, there):
     return True
 
 
-def test_each_cell_of_what_is_portable_is_what_is_checked():
+def test_each_cell_of_what_is_portable_is_what_is_checked(manifest):
+    assert {graph.opset for graph in manifest.graphs.values()} == {here.OPSET_OF_ALL}
     head, rows = table("## What is portable")
     assert head[:3] == ["what", "where", "no GPU"]
     assert len(rows) == 10
