@@ -5,13 +5,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from diffusers import UNet2DConditionModel
 from typer.testing import CliRunner
 
 import fastdiff
+from fastdiff.accelerate.swap import is_swapped
 from fastdiff.cli import UserError, model
 from fastdiff.cli.commands import app
 from fastdiff.engine import bundle as bundles
+from fastdiff.engine import parts
 from fastdiff.engine.errors import EngineError
 from tests import tiny_pipelines
 
@@ -113,13 +116,13 @@ def test_bad_arguments_are_named_before_the_work(pipe, tmp_path, arguments, erro
 
 
 def test_what_is_no_unet_is_refused(pipe, tmp_path):
-    with pytest.raises(TypeError, match="must be a UNet2DConditionModel; got AutoencoderKL"):
+    with pytest.raises(TypeError, match=r"must have a network of UNet2DCond.*; got AutoencoderKL"):
         fastdiff.export(pipe.vae, tmp_path / "b")
     with pytest.raises(TypeError, match=r"must be a diffusers pipeline with a U-Net.*got str"):
         fastdiff.export("model", tmp_path / "b")
     with pytest.raises(ValueError, match="vae must be False for a U-Net alone"):
         fastdiff.export(pipe.unet, tmp_path / "b", vae=True)
-    with pytest.raises(ValueError, match="samplers must be empty for a U-Net alone"):
+    with pytest.raises(ValueError, match="samplers must be empty for a network alone"):
         fastdiff.export(pipe.unet, tmp_path / "b", samplers=["ddim:5"])
     kandinsky = UNet2DConditionModel(
         **tiny_pipelines.UNET | {"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 8}
@@ -193,3 +196,17 @@ def test_a_folder_of_something_else_is_named(tmp_path, content, message):
 def test_the_command_names_its_options(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         export("shapes", *options, "--out", tmp_path / "bundle")
+
+
+def test_an_accelerated_unet_is_exported_as_diffusers_has_it(tmp_path):
+    """Our own ops have no ONNX form; the caller's network stays as fast as it was."""
+    unet = fastdiff.accelerate(tiny_pipelines.sd15())
+    found = parts.of(unet).network
+    assert found is not unet
+    assert not any(is_swapped(part) for part in found.modules())
+    assert is_swapped(unet.mid_block.resnets[0])
+    assert parts.of(torch.compile(tiny_pipelines.sd15())).kind == "UNet2DConditionModel"
+    pipe = fastdiff.accelerate(tiny_pipelines.pipeline("sd15"))
+    options = {"controlnet": False, "vae": True, "text_encoder": False}
+    for network in parts.of_parts(parts.of(pipe), torch.float32, **options):
+        assert not any(is_swapped(part) for part in network.module.modules()), network.name

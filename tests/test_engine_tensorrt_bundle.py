@@ -1,16 +1,21 @@
 """A bundle in TensorRT: its plans at export, for real with TensorRT-RTX, and which one is run."""
 
 import contextlib
+import importlib.metadata
 import json
 import sys
+from typing import Any
 
+import onnx
 import pytest
 import torch
 
+import fastdiff
+from fastdiff.cli.model import built_in, load
 from fastdiff.engine import bundle, cache, here, tensorrt, tensorrt_build, tensorrt_bundle
 from fastdiff.engine import manifest as manifests
-from fastdiff.engine import profiles as ranges
 from fastdiff.engine.errors import EngineError, Incompatible
+from fastdiff.engine.refit import Weights
 from tests import fake_tensorrt, tiny_bundle
 from tests.test_engine_tensorrt import model, narrow
 
@@ -37,6 +42,7 @@ def export(folder, target, profiles, **options):
         where, engines = tensorrt_bundle.engines(
             target,
             inside,
+            "unet",
             manifests.Graph.model_validate(graph["unet"]),
             profiles,
             lambda seconds, size: steps.append(size),
@@ -62,21 +68,45 @@ def test_a_bundle_of_rtx_is_whole(tmp_path):
     assert [e.bytes for e in cache.entries()] == [size]
 
 
-def test_rtx_builds_the_built_in_unet(exported):
-    """With no GPU: parsed and built as it was traced, GroupNormalization whole."""
+def test_rtx_builds_the_built_in_unet(exported, tmp_path, monkeypatch):
+    """With no GPU: parsed and built as it was traced, GroupNormalization whole; once."""
     pytest.importorskip("tensorrt_rtx")
-    sizes = {"batch": "1:2:3", "height": "8:16:32", "width": "8:16:32", "tokens": "16"}
-    axes = {name: ranges.parse(text, name) for name, text in sizes.items()}
-    found = bundle.open(exported / "bundle").manifest
-    options = {"progress": False, "capabilities": ["12.0"]}
-    (plan,) = tensorrt_build.build(
-        exported / "unet.onnx", ranges.expand(axes), "tensorrt-rtx", **options
-    )
+    traced = exported / "unet.onnx"
+    monkeypatch.setattr("fastdiff.engine.export.convert", lambda network: onnx.load(traced))
+    steps: list[Any] = []
+    options = {"dtype": "fp32", "batch": "1:2:3", "tokens": "16", "verify": "smallest"}
+
+    def made(name):
+        steps.clear()
+        return fastdiff.export(
+            load(built_in(), "cpu"),
+            tmp_path / name,
+            target="tensorrt-rtx",
+            capabilities=("12.0",),
+            samplers=(),
+            tell=steps.append,
+            **options,
+        )
+
+    first = made("first")
+    found = first.manifest
+    assert (found.target.name, found.target.compute_capability) == ("tensorrt-rtx", "12.0")
+    assert found.target.version == importlib.metadata.version("tensorrt-rtx-cu13")
+    assert [(e.file, e.graph, e.profile) for e in found.engines] == [("unet.0.plan", "unet", 0)]
     # As large as its weights, which it holds, and at most four times: kernels, and weights in
     # other layouts (measured: 1.5 times).
-    graph = found.graphs["unet"]
-    weights = sum(found.files[name].bytes for name in (graph.file, graph.data) if name)
-    assert weights < len(plan) < 4 * weights
+    plan, weights = (found.files[name].bytes for name in ("unet.0.plan", "unet.onnx"))
+    assert weights < plan < 4 * weights
+    assert [step.what for step in steps] == ["traced", "written", "checked", "built"]
+    monkeypatch.setattr(tensorrt_build, "_build", None)  # a hit builds nothing
+    again = made("again").manifest
+    assert again.files["unet.0.plan"] == found.files["unet.0.plan"]
+    options["tokens"] = "17"
+    with pytest.raises(TypeError, match="NoneType"):  # a miss would: another profile
+        made("other")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(Incompatible, match="device must be cuda"):
+        fastdiff.load_engine(first.path)
 
 
 @pytest.fixture
@@ -121,7 +151,7 @@ def test_the_plan_of_the_smallest_profile_is_loaded_once(trt, tmp_path):
 
 
 def runner_of(found, **options):
-    return contextlib.closing(tensorrt_bundle.runner(found, "cuda", **options))
+    return contextlib.closing(tensorrt_bundle.runner(found, "unet", "cuda", **options))
 
 
 def test_a_plan_of_the_bundle_is_read_only_with_trust(trt, tmp_path):
@@ -149,7 +179,7 @@ def test_an_empty_cache_is_filled_from_the_graph(trt, tmp_path):
 def test_a_cpu_is_refused(trt, tmp_path):
     found, _ = export(tmp_path / "out", "tensorrt", [narrow(16)])
     with pytest.raises(Incompatible, match=r"device must be cuda .*got cpu\. Export .*onnxruntime"):
-        tensorrt_bundle.runner(found, "cpu")
+        tensorrt_bundle.runner(found, "unet", "cpu")
 
 
 def test_new_weights_reach_plans_that_are_read_later(trt, tmp_path, monkeypatch):
@@ -160,7 +190,7 @@ def test_new_weights_reach_plans_that_are_read_later(trt, tmp_path, monkeypatch)
     with runner_of(found) as runner:
         runner.run(SIZES)
         first = trt.engine
-        runner.refit(b"a graph")
+        runner.refit(Weights(onnx.load(found.graph("unet")), {}))
         runner.run({**SIZES, "height": 8})
     given = [call[1] for call in trt.refits if call[0] == "engine"]
     assert given == [first, trt.engine]

@@ -181,3 +181,70 @@ def test_devices_and_providers_that_are_not_here(exported):
         fastdiff.load_engine(exported / "bundle", "cuda")
     with pytest.raises(Incompatible, match="device must be cpu or cuda"):
         fastdiff.load_engine(exported / "bundle", "mps")
+
+
+class TestLora:
+    """Weights of a LoRA in the engine, and out of it again."""
+
+    @pytest.fixture(scope="class")
+    def adapted(self):
+        """The built-in U-Net with two adapters of peft."""
+        from peft import LoraConfig
+
+        unet = model.load(model.built_in(), "cpu").unet
+        generator = torch.Generator().manual_seed(0)
+        for name in ("one", "two"):
+            config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k", "conv1"])
+            unet.add_adapter(config, adapter_name=name)
+        with torch.no_grad():
+            for name, weight in unet.named_parameters():
+                if "lora_" in name:
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
+        return unet.eval()
+
+    @staticmethod
+    def call(network):
+        generator = torch.Generator().manual_seed(2)
+        x = torch.randn(2, 4, 16, 16, generator=generator)
+        return network(x, 321, torch.randn(2, 16, 128, generator=generator)).sample
+
+    @pytest.mark.parametrize("names", [["one"], ["one", "two"]])
+    def test_in_and_out(self, exported, adapted, names, no_gradients):
+        adapted.set_adapter(names)
+        want = self.call(adapted)
+        with fastdiff.load_engine(exported / "bundle") as own:
+            base = self.call(own)
+            assert difference(base, want) > 0.01  # or there would be nothing to see
+            own.set_loras([(adapted, 1.0)])
+            got = self.call(own)
+            # float32 keeps 1.2e-7, fused and unfused are 50 layers of other roundings
+            assert (got - want).square().mean().sqrt() < 5e-6 * want.square().mean().sqrt()
+            own.set_loras([])
+            assert torch.equal(self.call(own), base)
+
+    def test_files_and_strengths(self, exported, adapted, tmp_path, no_gradients):
+        from diffusers import StableDiffusionPipeline
+        from peft.utils import get_peft_model_state_dict
+
+        adapted.set_adapter(["one"])
+        state = get_peft_model_state_dict(adapted, adapter_name="one")
+        StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=state)
+        with fastdiff.load_engine(exported / "bundle") as own:
+            # without its config a file's alpha is its rank: half of the adapter's scale
+            own.set_loras([(tmp_path / "pytorch_lora_weights.safetensors", 2.0)])
+            from_file = self.call(own)
+            own.set_loras([(adapted, 1.0)])
+            assert (self.call(own) - from_file).abs().max() < 1e-5  # of values to 4, as above
+
+    def test_a_lora_of_another_model_changes_nothing(self, exported, no_gradients):
+        other = {
+            "unet.mid_block.to_x.lora_A.weight": torch.zeros(2, 8),
+            "unet.mid_block.to_x.lora_B.weight": torch.zeros(8, 2),
+        }
+        with fastdiff.load_engine(exported / "bundle") as own:
+            base = self.call(own)
+            with pytest.raises(Incompatible, match=r"mid_block\.to_x\.weight.*does not hold"):
+                own.set_loras([(other, 1.0)])
+            with pytest.raises(TypeError, match=r"loras must be .* got int"):
+                own.set_loras([(3, 1.0)])
+            assert torch.equal(self.call(own), base)

@@ -187,6 +187,14 @@ def export(
     weight_streaming: Annotated[
         bool, typer.Option("--weight-streaming", help="TensorRT engines larger than the GPU.")
     ] = False,
+    capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A compute capability like 12.0 that tensorrt-rtx builds for; may be repeated.  "
+            "[default: 8.0, 8.6, 8.9, 12.0]",
+            metavar="NAME",
+        ),
+    ] = None,
     plans: Annotated[
         bool, typer.Option(help="Build TensorRT's plans now, not where the bundle is loaded.")
     ] = True,
@@ -203,6 +211,7 @@ def export(
             ("memory_limit", memory_limit),
             ("refittable", refittable),
             ("weight_streaming", weight_streaming),
+            ("capabilities", tuple(capability or ())),
         )
         if value
     }

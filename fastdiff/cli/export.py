@@ -116,6 +116,7 @@ _OPTIONS = {
     **{n: n for n in ("target", "dtype", "batch", "height", "width", "tokens", "guidance")},
     **{n: n.replace("_", "-") for n in ("memory_limit", "refittable", "weight_streaming")},
     "samplers": "sampler",
+    "capabilities": "capability",
     "vae": "with-vae",
     "text_encoder": "with-text-encoder",
     "verify": "verify",

@@ -1,18 +1,18 @@
 """An exported graph against PyTorch, in numbers, before it goes into a bundle.
 
-The reference is PyTorch in the next wider dtype: float64 for float32, float32 for 16 bits.  RMS
-error relative to the RMS of the reference, over three times at corners of the ranges, may be at
-most twice that of PyTorch in the graph's own dtype, in the farther of its two memory layouts, plus
-a quarter of the dtype's rounding step.
+The reference is PyTorch in the next wider dtype: float64 for float32, float32 for 16 bits.  The
+error of a run is RMS, relative to the RMS of the reference.  Over three times at corners of the
+ranges its RMS may be at most twice that of PyTorch in the graph's own dtype, in the farther of its
+two memory layouts, plus a quarter of the dtype's rounding step.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ EXTENTS = ("corners", "smallest")
 
 @dataclass(frozen=True)
 class Error:
-    """The worst over what was tried: relative RMS error of the graph, and of PyTorch there."""
+    """Over what was tried: relative RMS error of the graph, and of PyTorch."""
 
     graph: float
     torch: float
@@ -59,13 +59,8 @@ def runs(network: Network, profile: Profile, extent: str) -> Iterator[list[Tenso
             yield network.example(sizes, seed=10 * n + i, times=turned)
 
 
-def measure(
-    network: Network, graph: Graph, path: Path, profile: Profile, extent: str, tick: Any = None
-) -> Error:
-    """Run all of it; EngineError, and so no bundle, where the graph is farther than it may be.
-
-    tick  called after every run
-    """
+def measure(network: Network, graph: Graph, path: Path, profile: Profile, extent: str) -> Error:
+    """Run all of it; EngineError, and so no bundle, where the graph is farther than it may be."""
     dtype = TORCH[network.outputs[0].dtype]
     wide = torch.float64 if dtype == torch.float32 else torch.float32
     reference = copy.deepcopy(network.module).to(wide)
@@ -74,30 +69,32 @@ def measure(
         if isinstance(part, nn.Conv2d):
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     session = Session(graph, path)
-    worst, count = Error(0.0, 0.0, 0), 0
+    ours: list[float] = []
+    theirs: list[float] = []
+    shapes: list[dict[str, tuple[int, ...]]] = []
     for inputs in runs(network, profile, extent):
         with torch.no_grad():
             exact = _first(reference(*(_widened(v, dtype, wide) for v in inputs)))
-            theirs = max(
-                _distance(_first(module(*inputs)), exact)
-                for module in (network.module, channels_last)
-            )
+            layouts = [module(*inputs) for module in (network.module, channels_last)]
         named = dict(zip((port.name for port in network.inputs), inputs, strict=True))
-        ours = _distance(session.run(named)[network.outputs[0].name], exact)
-        count += 1
-        limit = 2 * theirs + torch.finfo(dtype).eps / 4
-        if not ours <= limit:
-            shapes = {name: tuple(value.shape) for name, value in named.items()}
-            raise EngineError(
-                f"{graph.file} must be as near to PyTorch in {wide} as PyTorch in {dtype} is, "
-                f"relative RMS error {limit:.1e}; got {ours:.1e} at {shapes}. No bundle was written"
-            )
-        if ours >= worst.graph:
-            worst = Error(ours, theirs, count)
-        if tick is not None:
-            tick()
+        ours.append(_distance(session.run(named)[network.outputs[0].name], exact))
+        theirs.append(max(_distance(_first(answer), exact) for answer in layouts))
+        shapes.append({name: tuple(value.shape) for name, value in named.items()})
     session.close()
-    return Error(worst.graph, worst.torch, count)
+    found = Error(_rms(ours), _rms(theirs), len(ours))
+    limit = 2 * found.torch + torch.finfo(dtype).eps / 4
+    if not found.graph <= limit:
+        worst = max(range(len(ours)), key=lambda i: (ours[i] != ours[i], ours[i]))
+        raise EngineError(
+            f"{graph.file} must be as near to PyTorch in {wide} as PyTorch in {dtype} is, relative "
+            f"RMS error {limit:.1e} over {found.runs} runs; got {found.graph:.1e}, the worst "
+            f"{ours[worst]:.1e} at {shapes[worst]}. No bundle was written"
+        )
+    return found
+
+
+def _rms(errors: list[float]) -> float:
+    return math.sqrt(sum(error * error for error in errors) / len(errors))
 
 
 def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from fastdiff import __version__
 from fastdiff.engine import bundle as bundles
 from fastdiff.engine import parts as pieces
+from fastdiff.engine import weight_map
 from fastdiff.engine.check import EXTENTS, Error, corners, measure
 from fastdiff.engine.errors import Incompatible
 from fastdiff.engine.group_norm import for_onnxruntime
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SAMPLERS = ("dpmpp_2m:20", "unipc_2:10", "euler_a:20", "ddim:50")
 MOST_INSIDE = 1_800_000_000  # bytes of weights in the .onnx itself: a protobuf ends at 2^31
+BUILD = {"memory_limit", "refittable", "weight_streaming", "capabilities"}
 NO_PLANS = "built where it is loaded"
 GOLDEN = "golden.safetensors"
 INLINE = 1024  # bytes of a tensor that stays in the .onnx where the others lie beside it
@@ -89,7 +91,8 @@ def export(
     plans               build TensorRT's plans now; otherwise where the bundle is first loaded
     replace             a bundle that is already there
     tell                called with a Step after each part of the work
-    build               of TensorRT: memory_limit (bytes), refittable, weight_streaming
+    build               of TensorRT: memory_limit (bytes), refittable, weight_streaming; and of
+                        tensorrt-rtx capabilities, a tuple of compute capabilities like "12.0"
 
     Raises TypeError or ValueError that names the argument, and EngineError where the graph is not
     as near to PyTorch as it must be, or where the target is not installed; nothing is written then.
@@ -163,7 +166,7 @@ def _check(target: str, dtype: str | None, verify: str, build: dict[str, Any]) -
         raise ValueError(
             "dtype must be fp32 or fp16 for onnxruntime, whose CPU knows no bf16; got 'bf16'"
         )
-    if unknown := sorted(set(build) - {"memory_limit", "refittable", "weight_streaming"}):
+    if unknown := sorted(set(build) - BUILD):
         raise TypeError(f"export() got an unexpected keyword argument {unknown[0]!r}")
     if target == "onnxruntime" and build:
         raise ValueError(f"{next(iter(build))} goes with TensorRT, not with target onnxruntime")
@@ -203,6 +206,8 @@ def _graphs(
     model = convert(network)
     if target == "onnxruntime":
         model = for_onnxruntime(model)
+    if own := getattr(network.module, network.name, None):
+        weight_map.write(model, weight_map.weight_map(own, model))  # for LoRAs
     tell(Step(network.name, "traced", time.perf_counter() - began))
     began = time.perf_counter()
     graphs = {network.name: _write(network.name, model, folder, beside=step)}

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastdiff.engine import weight_map
 from fastdiff.engine.errors import Incompatible
+from fastdiff.engine.lora import Lora
 from fastdiff.engine.manifest import Graph, Manifest
 from fastdiff.engine.networks import TORCH
+from fastdiff.engine.refit import Weights
 
 if TYPE_CHECKING:
     from fastdiff.engine.bundle import Bundle
+
+Source = Lora | str | Path | Mapping[str, Tensor] | nn.Module
 
 
 class Runner(Protocol):
@@ -24,6 +30,9 @@ class Runner(Protocol):
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name."""
+
+    def refit(self, weights: Weights) -> None:
+        """Run with these weights from the next call on."""
 
     def close(self) -> None:
         """Give its memory back."""
@@ -36,14 +45,17 @@ class Engine:
     dtype      of its first input and of its answer
     bundle     where it came from, with its manifest
 
-    It has no parameters: no LoRA, no FreeU, no attention processors act on it, and arguments of
-    forward that would need them are refused.
+    It has no parameters: LoRAs are set by set_loras; FreeU and attention processors cannot act on
+    it, and arguments of forward that would need them are refused.
     """
+
+    graph: str  # of the bundle
 
     def __init__(self, runner: Runner, bundle: Bundle) -> None:
         from diffusers.configuration_utils import FrozenDict
 
         self._runner, self.bundle = runner, bundle
+        self._weights: Weights | None = None
         self.config = FrozenDict(bundle.manifest.model.config)
         self._ports = {port.name: port for port in runner.graph.inputs}
         self.dtype = TORCH[runner.graph.inputs[0].dtype]
@@ -64,6 +76,29 @@ class Engine:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As that of the network's class in diffusers."""
         raise NotImplementedError
+
+    def set_loras(self, loras: Sequence[tuple[Source, float]]) -> None:
+        """Weights = those of the bundle + sum of strength * LoRA; what was set before is gone.
+
+        loras  (LoRA, strength) each: a .safetensors file, a state dict of peft or diffusers, a
+               network that a pipeline has loaded LoRAs into, or a Lora; none: the bundle's own
+               weights again, verified bit for bit
+
+        Takes as long as loading the engine.  Raises Incompatible, and changes nothing, for a LoRA
+        of weights that the graph does not hold as such, and for a TensorRT plan that was not
+        exported with refittable=True.
+        """
+        found = [(_lora(source, self.graph), float(strength)) for source, strength in loras]
+        if self._weights is None:
+            import onnx
+
+            model = onnx.load(self.bundle.graph(self.graph))
+            self._weights = Weights(model, weight_map.read(model))
+        if found:
+            self._weights.apply(found)
+        else:
+            self._weights.restore()
+        self._runner.refit(self._weights)
 
     def close(self) -> None:
         """Give its memory back; a call after it is an EngineError."""
@@ -93,6 +128,21 @@ class Engine:
         """(batch,) float32 of a number, () or (B,)."""
         given = torch.as_tensor(times, dtype=torch.float32, device=self.device)
         return given.reshape(-1).expand(batch)
+
+
+def _lora(source: Source, part: str) -> Lora:
+    if isinstance(source, Lora):
+        return source
+    if isinstance(source, (str, Path)):
+        return Lora.read(source, part=part)
+    if isinstance(source, nn.Module):
+        return Lora.of_module(source)
+    if isinstance(source, Mapping):
+        return Lora.of_state_dict(source, part=part)
+    raise TypeError(
+        "loras must be (LoRA, strength) pairs, a LoRA a file, a state dict or a network; got "
+        f"{type(source).__name__}"
+    )
 
 
 def refuse(arguments: Mapping[str, object]) -> None:

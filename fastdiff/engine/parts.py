@@ -78,12 +78,7 @@ def of(pipe_or_unet: Any) -> Parts:
 
 def _plain(network: nn.Module) -> nn.Module:
     """The network in diffusers' own classes: what torch.compile and accelerate did is left out."""
-    network = getattr(network, "_orig_mod", network)
-    if any(_ours(module) for module in network.modules()):
-        from fastdiff.accelerate import restore
-
-        network = copy.deepcopy(network)
-        restore(network)
+    network = _stock(network)
     if type(network).__name__ not in KINDS:
         raise TypeError(
             f"pipe_or_unet must have a network of {', '.join(KINDS)}; got "
@@ -92,8 +87,16 @@ def _plain(network: nn.Module) -> nn.Module:
     return network
 
 
-def _ours(module: nn.Module) -> bool:
-    return type(module).__module__.partition(".")[0] == "fastdiff"
+def _stock(module: nn.Module) -> nn.Module:
+    """A module as diffusers has it: a restored copy of what is accelerated."""
+    from fastdiff.accelerate.swap import is_swapped
+
+    module = getattr(module, "_orig_mod", module)
+    if any(is_swapped(part) for part in module.modules()):
+        from fastdiff.accelerate import restore
+
+        module = restore(copy.deepcopy(module))
+    return module
 
 
 def ranges(parts: Parts, batch: Sizes, height: Sizes, width: Sizes, tokens: Sizes) -> list[Profile]:
@@ -223,6 +226,7 @@ def of_parts(
 
 def _in(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The module in a dtype, on the CPU, in evaluation; a copy where it is not so already."""
+    module = _stock(module)
     weight = next(module.parameters())
     if weight.dtype == dtype and weight.device.type == "cpu" and not module.training:
         return module

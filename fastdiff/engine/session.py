@@ -18,11 +18,14 @@ from fastdiff.engine import profiles
 from fastdiff.engine.errors import EngineError, Incompatible
 from fastdiff.engine.manifest import Graph, Port
 from fastdiff.engine.networks import TORCH, shape_of
+from fastdiff.engine.refit import Weights, for_onnxruntime
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 LOG = logging.getLogger("fastdiff.engine.onnxruntime")
+CLOSED = "the engine is closed; load it again with fastdiff.load_engine"
+MOST_BYTES = 1_800_000_000  # of a model that is handed over in memory: a protobuf ends at 2^31
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CODES = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16, torch.int64: 7, torch.int32: 6}
 
@@ -48,9 +51,11 @@ class Session:
         reuse_outputs: bool = False,
     ) -> None:
         self.graph, self.device = graph, torch.device(device)
+        self._how = (path, self.device, providers, threads)
         self._reuse = reuse_outputs
         self._kept: dict[tuple[tuple[int, ...], ...], dict[str, Tensor]] = {}
-        self._session: InferenceSession | None = _open(path, self.device, providers, threads)
+        self._session: InferenceSession | None
+        self._session, self._held = _open(*self._how)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name for inputs by name, each of its port's dtype and shape.
@@ -59,7 +64,7 @@ class Session:
         """
         session = self._session
         if session is None:
-            raise EngineError("the engine is closed; load it again with fastdiff.load_engine")
+            raise EngineError(CLOSED)
         sizes = check_inputs(self.graph.inputs, inputs, self.device)
         outputs = self._outputs(sizes)
         binding = session.io_binding()
@@ -80,9 +85,15 @@ class Session:
             ) from error
         return outputs
 
+    def refit(self, weights: Weights) -> None:
+        """Run the graph with these weights from the next call on; calls under way end as begun."""
+        if self._session is None:
+            raise EngineError(CLOSED)
+        self._session, self._held = _open(*self._how, weights)
+
     def close(self) -> None:
         """Give weights and memory back; a call after it is an EngineError."""
-        self._session = None
+        self._session, self._held = None, []
         self._kept.clear()
 
     def _outputs(self, sizes: dict[str, int]) -> dict[str, Tensor]:
@@ -150,8 +161,13 @@ def _where(value: Tensor) -> tuple[str, int, int, tuple[int, ...], int]:
 
 
 def _open(
-    path: Path, device: torch.device, providers: Sequence[str] | None, threads: int | None
-) -> InferenceSession:
+    path: Path,
+    device: torch.device,
+    providers: Sequence[str] | None,
+    threads: int | None,
+    weights: Weights | None = None,
+) -> tuple[InferenceSession, list[Any]]:
+    """A session, and what must live as long as it."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -175,8 +191,13 @@ def _open(
         (name, {"device_id": device.index or 0}) if device.type == "cuda" else name
         for name in wanted
     ]
+    source: str | bytes = str(path)
+    held: list[Any] = []
+    if weights is not None:
+        large = weights.model.ByteSize() > MOST_BYTES
+        source, held = for_onnxruntime(weights, options, path if large else None)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=configured)
+        session = onnxruntime.InferenceSession(source, options, providers=configured)
     except Exception as error:
         raise Incompatible(
             f"ONNX Runtime {onnxruntime.__version__} cannot run {path.name}: {_line(error)}"
@@ -187,7 +208,7 @@ def _open(
             f"{got[0]}. Mend its CUDA libraries, or load the engine on the cpu"
         )
     LOG.debug("%s runs with %s", path.name, got)
-    return session
+    return session, held
 
 
 def _line(error: Exception) -> str:

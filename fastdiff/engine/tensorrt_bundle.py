@@ -17,6 +17,7 @@ from fastdiff.engine import cache, here, profiles, tensorrt, tensorrt_build, ten
 from fastdiff.engine.bundle import Bundle
 from fastdiff.engine.errors import EngineError, Incompatible
 from fastdiff.engine.manifest import Engine, Graph, Profile, Target
+from fastdiff.engine.refit import Weights
 from fastdiff.engine.session import check_inputs
 from fastdiff.engine.tensorrt_build import Settings
 from fastdiff.engine.tensorrt_refit import refit
@@ -84,7 +85,7 @@ class Plans:
         self._ranges, self._read, self._pixels = list(ranges), read, pixels
         self._keep = keep  # called with each plan before it is closed
         self._plans: dict[int, Plan] = {}
-        self._weights: bytes | Path | None = None
+        self._weights: bytes | None = None
         self._lock, self._closed = threading.Lock(), False
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -101,8 +102,9 @@ class Plans:
                 self._plans[i] = plan
         return self._plans[i].run(inputs)
 
-    def refit(self, graph: bytes | Path) -> None:
-        """Give every plan, read already or later, the weights of an ONNX graph: tensorrt_refit."""
+    def refit(self, weights: Weights) -> None:
+        """Give every plan, read already or later, the weights of a graph: tensorrt_refit."""
+        graph = weights.model.SerializeToString()
         with self._lock:
             for plan in self._plans.values():
                 refit(plan, graph)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class EngineTransformer(Engine):
     """SD3Transformer2DModel or FluxTransformer2DModel in an engine: `pipe.transformer = engine`."""
 
+    graph = "transformer"
+
     def forward(
         self,
         hidden_states: Tensor,

@@ -26,6 +26,8 @@ class EngineUNet(Engine):
     several threads run side by side.
     """
 
+    graph = "unet"
+
     def __init__(self, runner: Runner, bundle: Bundle) -> None:
         super().__init__(runner, bundle)
         self._down = [name for name in self._ports if name.startswith("down_block_")]
