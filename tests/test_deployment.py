@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from safetensors.torch import save_file
 
 import fastdiff
 from fastdiff.cli import model
@@ -61,7 +62,7 @@ def quoted(text):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_its_python_runs(exported, tmp_path, monkeypatch, capsys):
-    """On the built-in model and its bundle; the two ways to a picture give one of something."""
+    """On the built-in model and its bundle; each way to a picture gives one of something."""
     shutil.copytree(exported / "bundle", tmp_path / "bundle")
     monkeypatch.chdir(tmp_path)
     pipe = model.load(model.built_in(), "cpu")
@@ -69,15 +70,21 @@ def test_its_python_runs(exported, tmp_path, monkeypatch, capsys):
     stock, pictures = pipe.unet, []
     namespace = {"__name__": "snippet", "pipe": pipe}
     snippets = fences(PAGE, "python")
-    assert len(snippets) == 4
+    assert len(snippets) == 5
+    torch.manual_seed(1)
+    layer = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"
+    lora = {f"{layer}.lora_{side}.weight": torch.randn(128, 128) / 8 for side in "AB"}
+    save_file(lora, "style.safetensors")
     for _, code, line in snippets:
         exec(compile("\n" * (line - 1) + code, str(PAGE), "exec"), namespace)
         if "picture" in code:
             pictures.append(levels(namespace["picture"]))
     assert pipe.unet is stock
     assert float(capsys.readouterr().out.split()[-1]) < 2e-6
-    assert len(pictures) == 2
+    assert len(pictures) == 3
     assert all(picture.std() > 20 for picture in pictures)
+    plain, _, changed = pictures
+    assert abs(plain - changed).max() > 1  # of the same noise, with a LoRA
     with pytest.raises(EngineError, match="closed"):
         namespace["denoise"](torch.zeros(1, 4, 16, 16), 1.0)
 
