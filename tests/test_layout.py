@@ -218,8 +218,13 @@ PROMISE = {
     "UniPCMultistepScheduler": None,
     "accelerate": "obj, *, strict=False, guidance='exact'",
     "batch": "plans",
+    "export": "pipe_or_unet, out, *, target='onnxruntime', dtype=None, batch=None, height=None, "
+    "width=None, tokens=None, controlnet=False, vae=False, text_encoder=False, step=False, "
+    "samplers=None, guidance=None, verify='corners', plans=True, replace=False, tell=None, **build",
     "few_step": "pipe, recipe, steps, *, guidance=None, eta=None, checkpoint_steps=None",
     "k_diffusion": None,  # a module
+    "load_engine": "bundle, device='cpu', *, trust_engine=False, providers=None, threads=None, "
+    "reuse_outputs=False",
     "plan": "solver, *, steps, noise='scaled_linear', spacing='karras', prediction='epsilon', "
     "guidance=None, begin=0, numerics='exact', final_sigma='zero', **solver_options",
     "report": "obj",

@@ -79,7 +79,7 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..")] = "cpu",
     engine: Annotated[
         Path | None,
-        typer.Option(help="A bundle of `fastdiff export` whose U-Net runs instead of --model's."),
+        typer.Option(help="A bundle of fastdiff export, whose U-Net runs instead of --model's."),
     ] = None,
     trust_engine: Annotated[
         bool, typer.Option("--trust-engine", help="Take TensorRT plans from the bundle itself.")

@@ -1,4 +1,4 @@
-"""`fastdiff generate --engine`: the U-Net from a bundle, if it is one of this model."""
+"""fastdiff generate --engine: the U-Net from a bundle, if it is one of this model."""
 
 from __future__ import annotations
 

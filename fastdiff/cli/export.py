@@ -1,4 +1,4 @@
-"""`fastdiff export`: a model's networks to a bundle, and what took how long and is how big."""
+"""fastdiff export: a model's networks to a bundle, and what took how long and is how big."""
 
 from __future__ import annotations
 
