@@ -1,7 +1,8 @@
 """OpenVINO as a peer of an engine: the bundle's own unet.onnx, float32, as many threads.
 
 Importing openvino sends an event of use to its makers where the package openvino_telemetry is
-installed, which it asks pip for; it goes without where that cannot be imported, and so it does here.
+installed, which pip brings with it.  Where that cannot be imported nothing is sent; so here it
+cannot.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ TELEMETRY = "openvino_telemetry"
 
 def package() -> Any:
     """The module openvino; ImportError where it is not installed."""
-    sys.modules.setdefault(TELEMETRY, None)  # type: ignore[arg-type]  # no more to be imported
+    sys.modules.setdefault(TELEMETRY, None)  # type: ignore[arg-type]  # importing it then fails
     import openvino
 
     return openvino

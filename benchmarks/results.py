@@ -106,6 +106,11 @@ def newest(kind: str) -> Path:
     return found[-1]
 
 
+def newest_engine() -> Path | None:
+    """The newest committed result of `python -m benchmarks --engine`, or None if there is none."""
+    return max(RESULTS.glob("engine-*.json"), default=None)
+
+
 def newest_campaign() -> Path | None:
     """The newest committed result of a GPU, or None if there is none."""
     found = [(date, path) for path in RESULTS.glob("*.json") if (date := dated(path))]
