@@ -20,7 +20,6 @@ timed for its own sake, for an export takes a minute.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import subprocess
@@ -35,7 +34,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_modules, engine_process
+from benchmarks import bench_modules, engine_process, openvino_peer
 from benchmarks.provenance import ROOT
 from benchmarks.results import EAGER_NETWORK, OPENVINO, OPENVINO_FIXED, TORCH_COMPILE, WITHOUT
 from benchmarks.side_by_side import OURS, measure, summary
@@ -127,16 +126,14 @@ def networks(made: Made, given: tuple[Tensor, ...], compiles: bool) -> dict[str,
 
 def openvino(made: Made, given: tuple[Tensor, ...]) -> dict[str, Any]:
     """Two calls, or none where it is not installed, which the record then says."""
-    if importlib.util.find_spec("openvino") is None:
+    if not openvino_peer.installed():
         return {}
-    from benchmarks.openvino_peer import NAMES, Network
-
     latent, text = given
     shapes = (latent.shape, latent.shape[:1], text.shape)
-    fixed = {name: tuple(shape) for name, shape in zip(NAMES, shapes, strict=True)}
+    fixed = {name: tuple(shape) for name, shape in zip(openvino_peer.NAMES, shapes, strict=True)}
     calls = {}
     for who, sizes in {OPENVINO: None, OPENVINO_FIXED: fixed}.items():
-        run = Network(made.path / "unet.onnx", torch.get_num_threads(), sizes)
+        run = openvino_peer.Network(made.path / "unet.onnx", torch.get_num_threads(), sizes)
 
         def call(latent: Tensor, text: Tensor, run: Any = run) -> Tensor:
             times = torch.full(latent.shape[:1], 500.0)
@@ -260,9 +257,8 @@ def process(who: str, made: Made, threads: int) -> dict[str, Any]:
 
 def test_engine_process(benchmark: Any, bundle: Made):
     small = quick(benchmark)
-    installed = importlib.util.find_spec("openvino") is not None
-    order = [w for w in engine_process.WHO if installed or w != OPENVINO]
-    order = [engine_process.ALONE] if small else order  # the quickest to begin
+    there = [w for w in engine_process.WHO if openvino_peer.installed() or w != OPENVINO]
+    order = [engine_process.ALONE] if small else there  # the quickest to begin
     found: dict[str, list[dict[str, Any]]] = {who: [] for who in order}
 
     def one_round() -> None:

@@ -7,12 +7,17 @@ cannot.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
 NAMES = ("sample", "timestep", "encoder_hidden_states")
 TELEMETRY = "openvino_telemetry"
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("openvino") is not None
 
 
 def package() -> Any:
