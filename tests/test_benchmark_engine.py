@@ -17,17 +17,34 @@ from tests.test_benchmarks import Recorder
 
 ROOT = Path(__file__).parents[1]
 EAGER = results.EAGER_NETWORK
+CASES = {
+    "test_engine": {"compiles": False, "samples": 1},
+    "test_engine_picture": {"pictures": 1},
+    "test_engine_process": {},
+    "test_engine_export": {},
+}
 
 
 def test_it_runs_with_a_bundle(exported):
-    args = [sys.executable, "-m", "pytest", "benchmarks/bench_engine.py", "-q", "-W", "ignore"]
-    args += ["-o", "python_files=bench_*.py", "--benchmark-disable", "-p", "no:cacheprovider"]
-    args += [f"--bundle={exported / 'bundle'}"]
-    done = subprocess.run(
-        args, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "4 passed, 2 skipped" in done.stdout
+    """Every path but the export, untimed; with OpenVINO where that is installed."""
+    made = bench_engine.Made(exported / "bundle", [], 0.0)
+    threads, found = torch.get_num_threads(), {}
+    try:
+        with torch.no_grad():
+            for name, args in CASES.items():
+                benchmark = Recorder(disabled=True)
+                getattr(bench_engine, name)(benchmark, bundle=made, **args)
+                found[name] = benchmark.extra_info
+    finally:
+        torch.set_num_threads(threads)
+    there = openvino_peer.installed()
+    errors = found["test_engine"]["check"]["rms error"]
+    assert set(errors) >= {OURS, EAGER} | ({results.OPENVINO} if there else set())
+    assert set(found["test_engine"]["not run"]) == (set() if there else {results.OPENVINO})
+    assert found["test_engine_picture"]["check"]["levels of 255"][OURS] <= 1
+    (alone,) = found["test_engine_process"]["check"][engine_process.ALONE]
+    assert 0 < alone["peak_bytes"]["loaded"] <= alone["peak_bytes"]["8 samples"]
+    assert found["test_engine_export"]["files"]["unet.onnx"] > 1e6
 
 
 def calls(**wrong):
