@@ -2,7 +2,7 @@
 
     network   one call: eager, torch.compile, and OpenVINO with the bundle's own unet.onnx, as it
               lies there (any shape) and with the shape of the case fixed
-    picture   noise and prompt to pictures: `fastdiff generate --engine`, the same without, and
+    picture   noise and prompt to pictures: "fastdiff generate" with --engine, without, and by
               diffusers' StableDiffusionPipeline of the folder with its stock scheduler
     process   processes of their own: seconds to the first answer, the most memory
     export    fastdiff.export of the built-in model, step by step; what the bundle weighs
