@@ -1,7 +1,7 @@
 # Everything from a fresh clone, with Python 3.11 or later, make and a C++ compiler:
 #   make demo      pictures from three prompts into out/
 #   make test      lint, types, all tests (network off), JOBS=2 files at a time
-#   make bench     benchmarks; the README's table is made from their JSON
+#   make bench     benchmarks, of engines too; the README's table is made from their JSON
 #   make docs      charts, tables, pages from committed numbers; the README's pictures anew
 #   make upstream SUITE=path    diffusers' own tests/schedulers, from a checkout of diffusers
 #   make format    what the lint asks for;    make clean    back to the clone
@@ -50,6 +50,7 @@ test: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --engine
 
 # docs/generated.py is what the scripts share
 docs: $(READY)

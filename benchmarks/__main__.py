@@ -1,10 +1,11 @@
-"""python -m benchmarks [--out FILE] [-k EXPRESSION]: run the benchmarks, write JSON, print ratios.
+"""python -m benchmarks [--engine] [--out FILE] [-k EXPRESSION]: run them, write JSON, print ratios.
 
 The JSON (schema 1) holds the provenance and, for every case, the times of each contestant; no
 ratio is stored, since all follow from it.  A whole run goes to benchmarks/results/cpu-DATE.json,
-and the tables of README.md and docs/performance.md are made from it.  With -k nothing is written,
-with --out nothing but that file, and on a machine with a GPU only with --out: the numbers of a GPU
-come from `python -m benchmarks.campaign`.
+and the tables of README.md and docs/performance.md are made from it.  With --engine the run is that
+of engines, bench_engine.py alone, and goes to benchmarks/results/engine-DATE.json: five minutes of
+its own.  With -k nothing is written, with --out nothing but that file, and on a machine with a GPU
+only with --out: the numbers of a GPU come from `python -m benchmarks.campaign`.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from benchmarks.provenance import ROOT
 from benchmarks.results import RESULTS, TARGETS, case_name, ratio, save
 
 HERE = Path(__file__).parent
+ENGINE = HERE / "bench_engine.py"
 
 
-def run(out: Path | None, expression: str) -> int:
-    """pytest on bench_*.py; its report, condensed, goes to `out`."""
+def run(out: Path | None, expression: str, engine: bool = False) -> int:
+    """pytest on bench_*.py, of engines or all others; its report, condensed, goes to `out`."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
-        files = [str(path) for path in sorted(HERE.glob("bench_*.py"), reverse=True)]
+        found = [ENGINE] if engine else sorted({*HERE.glob("bench_*.py")} - {ENGINE}, reverse=True)
+        files = [str(path) for path in found]
         args = [*files, "-o", "python_files=bench_*.py", "-q", "-p", "no:cacheprovider"]
         args += ["-W", "ignore", "--benchmark-quiet", f"--benchmark-json={raw}"]
         args += ["--rootdir", str(ROOT), *(["-k", expression] if expression else [])]
@@ -45,7 +48,7 @@ def run(out: Path | None, expression: str) -> int:
     elif not expression and report["provenance"]["gpus"]:
         print("\nnot written: on a GPU, python -m benchmarks.campaign; or --out FILE")
     elif not expression:
-        path = RESULTS / f"cpu-{report['provenance']['date'][:10]}.json"
+        path = RESULTS / f"{'engine' if engine else 'cpu'}-{report['provenance']['date'][:10]}.json"
         save(report, path)
         print(f"\nwritten: {path}")
         return table.main([])
@@ -89,9 +92,10 @@ def print_ratios(report: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--out", type=Path, help="JSON to write, and nothing else")
+    parser.add_argument("--engine", action="store_true", help="engines, in the place of all else")
     parser.add_argument("-k", default="", metavar="EXPRESSION", help="which cases, as in pytest")
     options = parser.parse_args(argv)
-    return run(options.out, options.k)
+    return run(options.out, options.k, options.engine)
 
 
 if __name__ == "__main__":

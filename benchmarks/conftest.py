@@ -8,6 +8,7 @@ from benchmarks.provenance import provenance
 
 def pytest_addoption(parser):
     parser.addoption("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.addoption("--bundle", help="of the built-in model, in the place of an export")
 
 
 @pytest.fixture(autouse=True)

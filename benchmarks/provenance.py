@@ -48,6 +48,8 @@ def provenance() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),
         "triton": version("triton"),
         "diffusers": version("diffusers"),
+        "onnxruntime": version("onnxruntime") or version("onnxruntime-gpu"),
+        "openvino": version("openvino"),
         "fastdiff": fastdiff.__version__,
         "commit": commit(),
         "sources": sources(),

@@ -11,6 +11,12 @@ from benchmarks.side_by_side import OURS
 
 RESULTS = Path(__file__).parent / "results"
 COMPILED = "torch.compile of the formula"
+# Peers of an engine; its own name is that of fastdiff.
+EAGER_NETWORK, TORCH_COMPILE, WITHOUT = "diffusers", "torch.compile", "generate without engine"
+OPENVINO, OPENVINO_FIXED = "OpenVINO", "OpenVINO, fixed shape"
+
+
+ON_CPU = ("cpu", "engine")  # what names of results begin with; the others bear that of a GPU
 
 
 class Target(NamedTuple):
@@ -100,10 +106,15 @@ def newest(kind: str) -> Path:
     return found[-1]
 
 
+def newest_engine() -> Path | None:
+    """The newest committed result of `python -m benchmarks --engine`, or None if there is none."""
+    return max(RESULTS.glob("engine-*.json"), default=None)
+
+
 def newest_campaign() -> Path | None:
     """The newest committed result of a GPU, or None if there is none."""
     found = [(date, path) for path in RESULTS.glob("*.json") if (date := dated(path))]
-    return max((each for each in found if each[0].name != "cpu"), default=(None, None))[1]
+    return max((each for each in found if each[0].name not in ON_CPU), default=(None, None))[1]
 
 
 class Dated(NamedTuple):

@@ -60,6 +60,9 @@ LAST = {
         "the tests of the kernels, where they find the device", later("checks", "tests"), SHARDS
     ),
     "model_sd15": Stage("one U-Net step at 512x512", later("models", "run", "sd15"), depends=MODEL),
+    "model_sd15_engines": Stage(
+        "the same in TensorRT and ONNX Runtime, where installed", later("engines", "run")
+    ),
     "model_vae": Stage("decoding 1024x1024", later("models", "run", "vae"), depends=MODEL),
     "model_sdxl": Stage(
         "one U-Net step at 1024x1024", later("models", "run", "sdxl"), depends=MODEL
