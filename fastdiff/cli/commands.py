@@ -189,11 +189,7 @@ def export(
     ] = False,
     capability: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A compute capability like 12.0 that tensorrt-rtx builds for; may be repeated.  "
-            "[default: 8.0, 8.6, 8.9, 12.0]",
-            metavar="NAME",
-        ),
+        typer.Option(help="For tensorrt-rtx, may be repeated.  [default: 8.0 8.6 8.9 12.0]"),
     ] = None,
     plans: Annotated[
         bool, typer.Option(help="Build TensorRT's plans now, not where the bundle is loaded.")
@@ -205,16 +201,6 @@ def export(
     """A model's networks as ONNX or TensorRT, checked against PyTorch, in one folder."""
     from fastdiff.cli.export import run
 
-    build = {
-        name: value
-        for name, value in (
-            ("memory_limit", memory_limit),
-            ("refittable", refittable),
-            ("weight_streaming", weight_streaming),
-            ("capabilities", tuple(capability or ())),
-        )
-        if value
-    }
     run(
         model,
         out,
@@ -233,7 +219,10 @@ def export(
         verify=verify,
         plans=plans,
         replace=replace,
-        **build,
+        memory_limit=memory_limit,
+        refittable=refittable,
+        weight_streaming=weight_streaming,
+        capabilities=tuple(capability or ()),
     )
 
 

@@ -22,7 +22,10 @@ def run(name: str, out: Path, **options: Any) -> None:
 
     import fastdiff
     from fastdiff.engine.errors import EngineError
+    from fastdiff.engine.export import BUILD
 
+    for unset in [option for option in BUILD if not options[option]]:
+        del options[unset]
     source = load(name)
     if options["guidance"] is None and name == BUILT_IN:
         options["guidance"] = model.default_guidance(model.built_in())
