@@ -49,6 +49,7 @@ test: $(READY)
 		--no-loadscope-reorder
 
 bench: $(READY)
+	$(PIP) install -q -c constraints.txt openvino
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks --engine
 

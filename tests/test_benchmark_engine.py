@@ -65,8 +65,8 @@ class Wide:
     [
         (OURS, 3, True),
         (OURS, 1.5, False),
-        (results.OPENVINO, 10, True),
-        (results.OPENVINO, 7, False),
+        (results.OPENVINO, 3, True),
+        (results.OPENVINO, 1.5, False),
     ],
 )
 def test_a_network_that_is_wrong_has_no_number(monkeypatch, who, error, red):

@@ -3,7 +3,7 @@
 Uniform in lambda, the last level above 0, no lowering of the order at the end; from a cold start
 unless it says otherwise.  The order is that of the last interval, N = 96 to 192, in float64.
 
-What is run is the plan, by the loop of loop.py, in a sixth of the time of fastdiff.sample.  That
+What is run is the plan, by the loop of loop.py, in a fifth of the time of fastdiff.sample.  That
 the sampler makes the same of every solver here is test_the_loop_of_these_tests_is_the_sampler.
 """
 

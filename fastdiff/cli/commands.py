@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fastdiff import __version__
+from fastdiff.cli.engine_commands import engine
 
 app = typer.Typer(
     name="fastdiff",
@@ -16,7 +17,6 @@ app = typer.Typer(
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
 app.add_typer(bench, name="bench")
-engine = typer.Typer(no_args_is_help=True, help="Plans that were built on this machine.")
 app.add_typer(engine, name="engine")
 
 
@@ -372,26 +372,3 @@ def quality(
         threads=threads,
         fresh=fresh,
     )
-
-
-@engine.command("list")
-def engine_list(
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
-) -> None:
-    """Every plan in the cache: key, size, when it was made and last used."""
-    from fastdiff.cli.engine import print_list
-
-    print_list(json=as_json)
-
-
-@engine.command("clear")
-def engine_clear(
-    older_than: Annotated[
-        float | None,
-        typer.Option(help="Only those last used so long ago.  [default: all]", metavar="DAYS"),
-    ] = None,
-) -> None:
-    """Remove plans from the cache; those that a process has in use stay."""
-    from fastdiff.cli.engine import clear
-
-    clear(older_than)

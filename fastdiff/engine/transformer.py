@@ -37,8 +37,6 @@ class EngineTransformer(Engine):
 
         Raises Incompatible for an argument that the exported graph does not have.
         """
-        from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
         refuse(others)
         batch = len(hidden_states)
         given: dict[str, Any] = {
@@ -53,7 +51,11 @@ class EngineTransformer(Engine):
         if guidance is not None:
             given["guidance"] = self._times(guidance, batch)
         answer = self._runner.run(given)["out_sample"]
-        return Transformer2DModelOutput(sample=answer) if return_dict else (answer,)
+        if not return_dict:
+            return (answer,)
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=answer)
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:

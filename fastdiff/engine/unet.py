@@ -56,8 +56,6 @@ class EngineUNet(Engine):
 
         Raises Incompatible for an argument that the exported graph does not have.
         """
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-
         refuse(
             {
                 "attention_mask": attention_mask,
@@ -78,7 +76,11 @@ class EngineUNet(Engine):
                 given[name] = value.to(TORCH[self._ports[name].dtype])
         given |= self._residuals(down_block_additional_residuals)
         answer = self._runner.run(given)["out_sample"]
-        return UNet2DConditionOutput(sample=answer) if return_dict else (answer,)
+        if not return_dict:
+            return (answer,)
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+
+        return UNet2DConditionOutput(sample=answer)
 
     def _sample(self, sample: Tensor) -> Tensor:
         for axis, got in zip(("height", "width"), sample.shape[-2:], strict=True):
