@@ -1,4 +1,4 @@
-"""The commands of `fastdiff engine`, listed as in commands.py."""
+"""The commands of fastdiff engine, listed as in commands.py."""
 
 from typing import Annotated
 
