@@ -99,6 +99,18 @@ def test_generate_refuses_a_bundle_of_another_model(exported, tiny, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+def test_what_an_engine_cannot_run_is_said_without_a_traceback(exported, tmp_path, monkeypatch):
+    """Such as a batch that no profile of a TensorRT plan holds."""
+
+    def refused(*arguments):
+        raise Incompatible("sizes must be in one of the engine's profiles")
+
+    monkeypatch.setattr("fastdiff.engine.session.Session.run", refused)
+    options = ["--engine", exported / "bundle", "--out", tmp_path / "o"]
+    with pytest.raises(UserError, match="--engine: sizes must be in one"):
+        generate(PROMPT, *options)
+
+
 def test_generate_warns_of_other_weights(exported, tmp_path):
     folder = tmp_path / "model"
     pipe = model.load(model.built_in(), "cpu")

@@ -142,7 +142,7 @@ def export(
     ] = "onnxruntime",
     dtype: Annotated[
         str | None,
-        typer.Option(help="fp32, fp16, bf16.  [default: fp32; fp16 for TensorRT]", metavar="NAME"),
+        typer.Option(help="fp32 or fp16.  [default: fp32; fp16 for TensorRT]", metavar="NAME"),
     ] = None,
     batch: Annotated[
         str | None,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.cli import UserError
@@ -11,17 +13,25 @@ if TYPE_CHECKING:
     from fastdiff.cli.generate import Request
 
 
+@contextmanager
+def in_words() -> Iterator[None]:
+    """What an engine cannot run, such as a --batch that no profile of it holds, as a UserError."""
+    from fastdiff.engine.errors import EngineError
+
+    try:
+        yield
+    except EngineError as error:
+        raise UserError(f"--engine: {error}") from error
+
+
 def take(pipe: Any, request: Request) -> None:
     """Put the bundle's engine where the pipeline's U-Net is; UserError where it is not of it."""
     from fastdiff.engine.configs import config_hash, weights_hash
-    from fastdiff.engine.errors import EngineError
     from fastdiff.engine.load import load_engine
 
     assert request.engine is not None
-    try:
+    with in_words():
         engine = load_engine(request.engine, request.device, trust_engine=request.trust_engine)
-    except EngineError as error:
-        raise UserError(f"--engine: {error}") from error
     said, own = engine.manifest.model, config_hash("UNet2DConditionModel", pipe.unet.config)
     where = "the built-in model" if request.model is None else f"--model {str(request.model)!r}"
     if said.config_sha256 != own:

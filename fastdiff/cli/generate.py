@@ -139,7 +139,8 @@ def run(request: Request) -> None:
     made = []
     with pictures.progress(-(-len(jobs) // request.batch) * steps.steps) as progress:
         for start in range(0, len(jobs), request.batch):
-            made += _batch(pipe, request, steps, jobs[start : start + request.batch], progress)
+            with engines.in_words():
+                made += _batch(pipe, request, steps, jobs[start : start + request.batch], progress)
     record = {
         "schema": records.SCHEMA,
         "request": _plain(request),

@@ -23,7 +23,7 @@ from fastdiff.engine import weight_map
 from fastdiff.engine.check import EXTENTS, Error, corners, measure
 from fastdiff.engine.errors import Incompatible
 from fastdiff.engine.group_norm import for_onnxruntime
-from fastdiff.engine.manifest import DTYPES, TARGETS, Graph, Port, Profile, Range, Target
+from fastdiff.engine.manifest import TARGETS, Build, Graph, Port, Profile, Range, Target
 from fastdiff.engine.networks import Network
 from fastdiff.engine.parts import Sizes
 from fastdiff.engine.to_onnx import convert
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from fastdiff.engine.bundle import Bundle
 
-TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# ONNX Runtime's CPU, in which every graph is compared with PyTorch, has no bf16
+TORCH = {"fp32": torch.float32, "fp16": torch.float16}
 SAMPLERS = ("dpmpp_2m:20", "unipc_2:10", "euler_a:20", "ddim:50")
 MOST_INSIDE = 1_800_000_000  # bytes of weights in the .onnx itself: a protobuf ends at 2^31
 BUILD = {"memory_limit", "refittable", "weight_streaming", "capabilities"}
@@ -78,7 +79,7 @@ def export(
     """Write a bundle of a diffusers pipeline, or of a UNet2DConditionModel alone, into `out`.
 
     target              onnxruntime, tensorrt or tensorrt-rtx
-    dtype               fp32, fp16 or bf16.  None: fp32 for onnxruntime, fp16 for TensorRT
+    dtype               fp32 or fp16.  None: fp32 for onnxruntime, fp16 for TensorRT
     batch               a number, (min, opt, max), or text like "1:2:8".  None: 1:2:8
     height, width       the same in pixels.  None: from half to twice what the model was made for
     tokens              of the text.  None: 1 : the text encoder's : three times as many
@@ -116,6 +117,8 @@ def export(
     if planned:
         from fastdiff.engine.tensorrt_build import Settings, possible
 
+        if "capabilities" in build:
+            build["capabilities"] = tuple(build["capabilities"])
         settings = Settings(**build)
         possible(target, settings)  # before minutes are spent on the graph
     with bundles.writing(out, replace=replace) as folder:
@@ -147,6 +150,7 @@ def export(
             model=model,
             profiles=profiles,
             graphs=graphs,
+            build=Build(**{name: build[name] for name in build if name != "capabilities"}),
             engines=engines,
             samplers=samples,
             golden=golden,
@@ -157,17 +161,16 @@ def export(
 def _check(target: str, dtype: str | None, verify: str, build: dict[str, Any]) -> None:
     for name, got, known in (
         ("target", target, TARGETS),
-        ("dtype", dtype, (None, *DTYPES)),
+        ("dtype", dtype, (None, *TORCH)),
         ("verify", verify, EXTENTS),
     ):
         if got not in known:
             raise ValueError(f"{name} must be one of {known}; got {got!r}")
-    if target == "onnxruntime" and dtype == "bf16":
-        raise ValueError(
-            "dtype must be fp32 or fp16 for onnxruntime, whose CPU knows no bf16; got 'bf16'"
-        )
     if unknown := sorted(set(build) - BUILD):
         raise TypeError(f"export() got an unexpected keyword argument {unknown[0]!r}")
+    limit = build.get("memory_limit")
+    if limit is not None and not (isinstance(limit, int) and limit > 0):
+        raise ValueError(f"memory_limit must be a number of bytes above 0, or None; got {limit!r}")
     if target == "onnxruntime" and build:
         raise ValueError(f"{next(iter(build))} goes with TensorRT, not with target onnxruntime")
 

@@ -144,6 +144,14 @@ class Engine(_Part):
     refittable: bool = False
 
 
+class Build(_Part):
+    """How the plans of a bundle are built, there and where it is loaded."""
+
+    refittable: bool = False
+    weight_streaming: bool = False
+    memory_limit: Annotated[int, Field(gt=0, le=1 << 44)] | None = None  # bytes
+
+
 class Model(_Part):
     """The network that the U-Net's graph was made from."""
 
@@ -168,6 +176,7 @@ class Manifest(_Part):
     model: Model
     profiles: Annotated[list[Profile], Field(min_length=1, max_length=64)]
     graphs: Annotated[dict[Word, Graph], Field(min_length=1, max_length=16)]
+    build: Build = Build()
     engines: Annotated[list[Engine], Field(max_length=256)] = []
     samplers: Annotated[dict[Word, FileName], Field(max_length=200)] = {}
     golden: FileName | None = None  # safetensors: the U-Net's inputs and output, by port
@@ -246,4 +255,15 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text[:300])
 
 
-__all__ = ["Engine", "File", "Graph", "Manifest", "Model", "Port", "Range", "Target", "parse"]
+__all__ = [
+    "Build",
+    "Engine",
+    "File",
+    "Graph",
+    "Manifest",
+    "Model",
+    "Port",
+    "Range",
+    "Target",
+    "parse",
+]

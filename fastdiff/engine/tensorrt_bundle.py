@@ -18,7 +18,7 @@ from fastdiff.engine.bundle import Bundle
 from fastdiff.engine.errors import EngineError, Incompatible
 from fastdiff.engine.manifest import Engine, Graph, Profile, Target
 from fastdiff.engine.refit import Weights
-from fastdiff.engine.session import check_inputs
+from fastdiff.engine.session import MOST_BYTES, check_inputs
 from fastdiff.engine.tensorrt_build import Settings
 from fastdiff.engine.tensorrt_refit import refit
 from fastdiff.engine.tensorrt_run import Plan
@@ -104,6 +104,11 @@ class Plans:
 
     def refit(self, weights: Weights) -> None:
         """Give every plan, read already or later, the weights of a graph: tensorrt_refit."""
+        if weights.model.ByteSize() > MOST_BYTES:
+            raise Incompatible(
+                f"the graph must have at most {MOST_BYTES} bytes to get other weights; it has "
+                f"{weights.model.ByteSize()}. Fuse the LoRA (pipe.fuse_lora()) and export again"
+            )
         graph = weights.model.SerializeToString()
         with self._lock:
             for plan in self._plans.values():
@@ -150,7 +155,7 @@ def runner(
             )
         paths = [bundle.plan(own[i], trust_engine=True) for i in range(len(ranges))]
     else:
-        settings = Settings(refittable=any(engine.refittable for engine in own.values()))
+        settings = Settings(**manifest.build.model_dump(), capabilities=_capabilities())
         paths = tensorrt_build.plans(bundle.graph(name), ranges, target, settings, store=cache)
 
     def read(i: int) -> Plan:
@@ -171,6 +176,13 @@ def runner(
             cache.release(key)
 
     return Plans(graph, ranges, device, read, manifest.model.vae_scale, keep)
+
+
+def _capabilities() -> tuple[str, ...]:
+    """What tensorrt-rtx builds for here: as it does elsewhere, if that is for this GPU, too."""
+    own = tensorrt.capability()
+    usual = tensorrt.RTX_CAPABILITIES
+    return usual if own is None or own in usual else (own,)
 
 
 def _kernels(bundle: Bundle, name: str, i: int) -> str:
