@@ -24,7 +24,7 @@ from fastdiff.engine import cache, here, tensorrt
 from fastdiff.engine.errors import EngineError, Incompatible
 from fastdiff.engine.export import SAMPLERS as USUAL
 from fastdiff.engine.here import Here
-from fastdiff.engine.manifest import Engine, File, Graph, Manifest, Model, Range, Target
+from fastdiff.engine.manifest import Build, Engine, File, Graph, Manifest, Model, Range, Target
 from tests.exported import SAMPLERS
 from tests.test_docs import fences
 
@@ -126,7 +126,7 @@ def test_the_fields_are_those_of_a_manifest():
     assert {name for row in rows for name in quoted(row[0])} == fields
     (target,) = (row for row in rows if quoted(row[0]) == ["target"])
     assert set(quoted(target[1])) == set(Target.model_fields)
-    parts = (Manifest, Target, Model, Range, Graph, Engine, File)
+    parts = (Manifest, Target, Model, Range, Graph, Engine, File, Build)
     known = {name for part in parts for name in part.model_fields}
     assert {name for row in rows for name in quoted(row[1])} <= known
 

@@ -36,8 +36,8 @@ def test_ranges_of_the_command_line(text, unit, multiple, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"--height must be sizes like 512 .*got ''"),
-        ("512,", r"--height must be sizes like 512"),
+        ("", r"height must be sizes like 512 .*got ''"),
+        ("512,", r"height must be sizes like 512"),
         ("256:512", r"must be sizes like 512"),
         ("1:2:3:4", r"must be sizes like 512"),
         ("a:b:c", r"must be sizes like 512"),

@@ -48,8 +48,14 @@ def export(folder, target, profiles, **options):
             lambda seconds, size: steps.append(size),
             tensorrt_build.Settings(**options),
         )
+        build = {name: value for name, value in options.items() if name != "capabilities"}
         fields = tiny_bundle.fields(
-            target=where, dtype="fp16", graphs=graph, engines=engines, profiles=profiles
+            target=where,
+            dtype="fp16",
+            graphs=graph,
+            engines=engines,
+            profiles=profiles,
+            build=build,
         )
         bundle.finish(inside, **fields)
     return bundle.open(folder), steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +25,15 @@ def in_words() -> Iterator[None]:
         raise UserError(f"--engine: {error}") from error
 
 
-def take(pipe: Any, request: Request) -> None:
-    """Put the bundle's engine where the pipeline's U-Net is; UserError where it is not of it."""
+def take(pipe: Any, request: Request) -> dict[str, str]:
+    """Put the bundle's engine where the pipeline's U-Net is; UserError where it is not of it.
+
+    Returns what the record says of it: the SHA-256 of its manifest, and what runs it.
+    """
+    from fastdiff.engine import here
     from fastdiff.engine.configs import config_hash, weights_hash
     from fastdiff.engine.load import load_engine
+    from fastdiff.engine.manifest import NAME as MANIFEST
 
     assert request.engine is not None
     with in_words():
@@ -54,3 +60,9 @@ def take(pipe: Any, request: Request) -> None:
             f"{str(request.engine)!r}"
         )
     pipe.unet = engine
+    target = engine.manifest.target.name
+    return {
+        "manifest": hashlib.sha256((engine.bundle.path / MANIFEST).read_bytes()).hexdigest(),
+        "target": target,
+        "version": here.look(target).version or "",
+    }

@@ -32,7 +32,8 @@ NOISES = ("diffusers", "philox")
 
 @dataclass(frozen=True)
 class Request:
-    """The options of a run; `made` and `weights` are the plan and the hash of a run to repeat."""
+    """The options of a run; `made`, `weights` and `made_with` are plan, hash and engine of a
+    run to repeat."""
 
     prompts: list[str]
     sampler: str = "dpmpp_2m"
@@ -54,6 +55,7 @@ class Request:
     noise: str = NOISES[0]
     made: Plan | None = None
     weights: str | None = None
+    made_with: dict[str, str] | None = None
 
     @staticmethod
     def of_record(path: Path, out: Path, trust_engine: bool = False) -> Request:
@@ -125,8 +127,7 @@ def run(request: Request) -> None:
     if request.few_step is not None:
         parts.append(model.student())
         model.take_student(pipe, request.device)
-    if request.engine is not None:
-        engines.take(pipe, request)
+    engine = None if request.engine is None else engines.take(pipe, request)
     found = weights_hash(*parts)
     jobs = [(prompt, request.seed + j) for prompt in request.prompts for j in range(request.count)]
     names = [f"{i}-{seed}.png" for i, (_, seed) in enumerate(jobs)]
@@ -134,6 +135,8 @@ def run(request: Request) -> None:
         names, request.out, scale=request.scale, sheet=request.sheet, record=records.NAME
     )
     pictures.prepare(files)
+    if request.made_with is not None and request.made_with != engine:
+        print("warning: this engine is not the one of the run to repeat", file=sys.stderr)
     for warning in _warnings(request, steps, pipe, found):
         print(f"warning: {warning}", file=sys.stderr)
     made = []
@@ -149,6 +152,7 @@ def run(request: Request) -> None:
             for name, (prompt, seed) in zip(names, jobs, strict=True)
         ],
         "model": {"folder": str(folder), "sha256": found},
+        "engine": engine,
         "versions": pictures.versions(),
         "plan": json.loads(steps.to_json()),
     }
@@ -229,7 +233,8 @@ def _batch(
             steps.guided,
             negative_prompt=[request.negative_prompt] * len(jobs) if steps.guided else None,
         )
-        text = torch.cat([uncond, cond]) if steps.guided else cond
+        dtype = pipe.unet.dtype  # an engine's may be float16
+        text = (torch.cat([uncond, cond]) if steps.guided else cond).to(dtype)
         seeds = [seed for _, seed in jobs]
         side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
         start, own = _noise(request.noise, seeds, (channels, side, side), pipe.device)
@@ -248,7 +253,7 @@ def _batch(
                 )
             progress.update()
 
-        x = sample(denoise, start, steps, **own, callback=after)
+        x = sample(denoise, start, steps, **own, dtype=dtype, callback=after)
         decoded = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
     return pictures.of_tensor(decoded)
 
@@ -272,7 +277,7 @@ def _noise(
 def _plain(request: Request) -> dict[str, Any]:
     """The request as JSON, without the folder it went to."""
     values = asdict(request)
-    for name in ("made", "out", "weights", "trust_engine"):
+    for name in ("made", "out", "weights", "made_with", "trust_engine"):
         del values[name]
     for name in ("model", "engine"):
         values[name] = None if values[name] is None else str(values[name])

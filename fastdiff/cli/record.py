@@ -45,11 +45,12 @@ def read(path: Path) -> dict[str, Any]:
         if plan.rows.shape[1] != 1:
             raise ValueError(f"plan must be one for all pictures; got {plan.rows.shape[1]} a step")
         weights = _typed("model.sha256", found.get("sha256"), (str,))
+        engine = _typed("engine", body.get("engine"), (dict, type(None)))
     except (OSError, ValueError) as error:
         raise UserError(
             f"--repeat must be a {NAME} of this program; {str(path)!r}: {error}"
         ) from error
-    return options | {"made": plan, "weights": weights}
+    return options | {"made": plan, "weights": weights, "made_with": engine}
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:

@@ -91,9 +91,9 @@ def open(path: str | Path) -> Bundle:
     except (OSError, ValueError) as error:
         raise Corrupt(_no_folder(path, error)) from None
     try:
-        lengths = _lengths(handle)
-        if NAME not in lengths:
+        if NAME not in os.listdir(handle):
             raise Corrupt(f"{path} must be a bundle; it has no {NAME}. fastdiff export makes one")
+        lengths = _lengths(handle)
         found = manifest.parse(_read(handle, NAME, MOST_BYTES))
         _check_names(lengths, found)
         marks = {name: _hash(handle, name, file) for name, file in found.files.items()}
@@ -151,7 +151,8 @@ def _no_folder(path: Path, error: OSError | ValueError) -> str:
     if isinstance(error, OSError) and os.path.islink(path):
         return f"{path} must be the folder of a bundle itself, not a link to it; name the folder"
     why = error.strerror if isinstance(error, OSError) else error
-    return f"{str(path)!r:.200} must be the folder of a bundle; {why}"
+    packed = ". Unpack it first" if path.suffix in (".zip", ".tar", ".gz") else ""
+    return f"{str(path)!r:.200} must be the folder of a bundle; {why}{packed}"
 
 
 def _lengths(handle: int) -> dict[str, int]:

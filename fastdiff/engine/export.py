@@ -106,9 +106,18 @@ def export(
         found, TORCH[name], controlnet=controlnet, vae=vae, text_encoder=text_encoder
     )
     main = networks[0].name
+    if (
+        step
+        and main == "unet"
+        and found.network.config.in_channels != networks[0].outputs[0].shape[1]
+    ):
+        raise ValueError(
+            f"step must be False for a U-Net that answers {networks[0].outputs[0].shape[1]} of "
+            f"{found.network.config.in_channels} channels, as for inpainting"
+        )
     if step and main != "unet":
         raise ValueError(f"step must be False for a {found.kind}; it is for U-Nets")
-    usual = SAMPLERS if found.scheduler is not None and main == "unet" else ()
+    usual = SAMPLERS if main == "unet" and pieces.has_tables(found) else ()
     wanted = usual if samplers is None else samplers
     tables, model = pieces.tables(found, wanted, guidance), pieces.model(found)
     _need_onnxruntime()

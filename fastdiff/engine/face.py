@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fastdiff.engine import weight_map
-from fastdiff.engine.errors import Incompatible
+from fastdiff.engine.errors import Corrupt, EngineError, Incompatible
 from fastdiff.engine.lora import Lora
 from fastdiff.engine.manifest import Graph, Manifest
 from fastdiff.engine.networks import TORCH
@@ -56,7 +59,7 @@ class Engine:
 
         self._runner, self.bundle = runner, bundle
         self._weights: Weights | None = None
-        self.config = FrozenDict(bundle.manifest.model.config)
+        self.config = FrozenDict(_plain(bundle.manifest.model.config))
         self._ports = {port.name: port for port in runner.graph.inputs}
         self.dtype = TORCH[runner.graph.inputs[0].dtype]
 
@@ -88,7 +91,7 @@ class Engine:
         of weights that the graph does not hold as such, and for a TensorRT plan that was not
         exported with refittable=True.
         """
-        found = [(_lora(source, self.graph), float(strength)) for source, strength in loras]
+        found = _checked(loras, self.graph)
         if self._weights is None:
             import onnx
 
@@ -103,6 +106,34 @@ class Engine:
     def close(self) -> None:
         """Give its memory back; a call after it is an EngineError."""
         self._runner.close()
+
+    def eval(self) -> Self:
+        """Itself: an engine only answers."""
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Itself, without gradients: ValueError where they are asked for."""
+        if requires_grad:
+            raise ValueError("requires_grad must be False: an engine has no gradients")
+        return self
+
+    def __repr__(self) -> str:
+        made = self.manifest
+        target = f"{made.target.name}, {made.dtype}, {self.device}"
+        return f"{type(self).__name__}({made.model.kind} of {str(self.bundle.path)!r}, {target})"
+
+    def __getattr__(self, name: str) -> Any:
+        lora = " LoRAs are set with set_loras." if "lora" in name or "adapter" in name else ""
+        raise AttributeError(
+            f"{type(self).__name__} has no {name!r}, for it has no modules or parameters.{lora} "
+            "Put the network in PyTorch back for what needs them"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise EngineError(
+            "an engine cannot be copied or pickled; load it again: "
+            f"fastdiff.load_engine({str(self.bundle.path)!r})"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -126,15 +157,63 @@ class Engine:
 
     def _times(self, times: Tensor | float | int, batch: int) -> Tensor:
         """(batch,) float32 of a number, () or (B,)."""
-        given = torch.as_tensor(times, dtype=torch.float32, device=self.device)
+        try:
+            given = torch.as_tensor(times, dtype=torch.float32, device=self.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise Incompatible(f"timestep must be a number or a tensor; {error}") from error
+        if given.numel() not in (1, batch) or batch == 0:
+            raise Incompatible(
+                f"timestep must be one number, or one for each sample of a batch of {batch} (1 or "
+                f"more); got {tuple(given.shape)}"
+            )
         return given.reshape(-1).expand(batch)
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """The config, which is read as attributes, too: Corrupt where a key would hide a method."""
+    for name in config:
+        if not name.isidentifier() or name.startswith("_") or hasattr(OrderedDict, name):
+            raise Corrupt(
+                f"model.config must have names of a network's options; got {name!r:.80}. Fetch or "
+                "export the bundle again"
+            )
+    return config
+
+
+def _checked(loras: Sequence[tuple[Source, float]], part: str) -> list[tuple[Lora, float]]:
+    """What set_loras was given, each as a Lora that changes something."""
+    found = []
+    pairs = list(loras) if isinstance(loras, Sequence) and not isinstance(loras, str) else [loras]
+    for pair in pairs:
+        if not (
+            isinstance(pair, (tuple, list))
+            and len(pair) == 2
+            and isinstance(pair[1], (int, float))
+            and math.isfinite(pair[1])
+        ):
+            raise TypeError(
+                "loras must be a list of (LoRA, strength), the strength a finite number; got "
+                f"{pair!r:.80}. Try [(LoRA, 1.0)]"
+            )
+        lora = _lora(pair[0], part)
+        if not lora.factors:
+            raise Incompatible(
+                f"loras must change the {part}; got {pair[0]!r:.60}, which has nothing for it"
+            )
+        found.append((lora, float(pair[1])))
+    return found
 
 
 def _lora(source: Source, part: str) -> Lora:
     if isinstance(source, Lora):
         return source
     if isinstance(source, (str, Path)):
-        return Lora.read(source, part=part)
+        try:
+            return Lora.read(source, part=part)
+        except (OSError, SafetensorError) as error:
+            raise Incompatible(
+                f"loras must name .safetensors files that can be read; {str(source)!r}: {error}"
+            ) from error
     if isinstance(source, nn.Module):
         return Lora.of_module(source)
     if isinstance(source, Mapping):

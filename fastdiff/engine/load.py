@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from fastdiff.engine import bundle as bundles
-from fastdiff.engine.errors import Incompatible
+from fastdiff.engine.bundle import Bundle
+from fastdiff.engine.errors import Corrupt, Incompatible
 from fastdiff.engine.face import Engine
 from fastdiff.engine.transformer import EngineTransformer
 from fastdiff.engine.unet import EngineUNet
@@ -34,11 +35,18 @@ def load_engine(
                     Without it they are built here from the bundle's ONNX graph, and kept
     providers       ONNX Runtime's execution providers, best first.  None: that of the device
     threads         of a call on the CPU.  None: torch.get_num_threads()
-    reuse_outputs   answers of a shape share their memory: faster, but not for samplers that keep
-                    answers of the network (PNDM, DEIS, iPNDM of diffusers)
+    reuse_outputs   answers of a shape and thread share their memory.  Not where an answer is kept
+                    as it is until the next call, as many of diffusers' schedulers do without
+                    guidance; with guidance pipelines make a new tensor of it
 
     Raises Untrusted, Incompatible or Corrupt, all of them EngineError.
     """
+    device = _device(device)
+    for option, value in (("threads", threads),):
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{option} must be a number above 0, or None; got {value!r}")
+    if isinstance(providers, str) or not all(isinstance(p, str) for p in providers or ()):
+        raise TypeError(f"providers must be a list of names, or None; got {providers!r:.80}")
     found = bundles.open(bundle)
     graphs = found.manifest.graphs
     names = [name for name in FACES if name in graphs]
@@ -48,6 +56,7 @@ def load_engine(
             f"{', '.join(sorted(graphs))}"
         )
     name = names[0]
+    _check_axes(found, name)
     if found.manifest.target.name != "onnxruntime":
         from fastdiff.engine import tensorrt_bundle
 
@@ -67,6 +76,25 @@ def load_engine(
         reuse_outputs=reuse_outputs,
     )
     return FACES[name](session, found)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be cpu, cuda, cuda:1, ..; got {device!r:.40}") from error
+
+
+def _check_axes(bundle: Bundle, name: str) -> None:
+    """Corrupt where the profiles are not of the axes of the network's inputs."""
+    ports = bundle.manifest.graphs[name].inputs
+    axes = {dim.partition("/")[0] for p in ports for dim in p.shape if isinstance(dim, str)}
+    for i, profile in enumerate(bundle.manifest.profiles):
+        if set(profile) != axes:
+            raise Corrupt(
+                f"profiles[{i}] must have the axes of {name}, {', '.join(sorted(axes))}; got "
+                f"{', '.join(sorted(profile))}. Fetch or export the bundle again"
+            )
 
 
 __all__ = ["load_engine"]

@@ -9,6 +9,7 @@ loaded LoRAs into.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _PART = re.compile(
     r"(?P<layer>.+)\.(?:lora_(?P<ab>[AB])(?:\.[^.]+)?\.weight|lora[._](?P<du>down|up)\.weight"
     r"|(?P<alpha>alpha))"
 )
+LOG = logging.getLogger("fastdiff.engine.lora")
 ADVICE = "Load it into a pipeline with pipe.load_lora_weights and take it from pipe.unet"
 
 
@@ -79,6 +81,9 @@ class Lora:
         alpha   of the layers that have none; None: the rank, so that the scale is 1
         """
         mine = {k.removeprefix(part + "."): v for k, v in state.items() if k.startswith(part + ".")}
+        if mine and len(mine) < len(state):
+            other = next(key for key in state if not key.startswith(part + "."))
+            LOG.warning("the LoRA also has weights of other networks (%s), left out here", other)
         layers: dict[str, dict[str, Tensor]] = {}
         for key, tensor in (mine or state).items():
             match = _PART.fullmatch(key.removeprefix("base_model.model."))

@@ -22,6 +22,7 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 GUIDANCE = 7.5  # of the tables, where nothing else is said: Stable Diffusion's default
 TEXT = 77  # tokens of CLIP, where there is no text encoder to ask
 LONG_TEXT = {"SD3Transformer2DModel": 333, "FluxTransformer2DModel": 512}  # as pipelines default to
+NEEDED = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
 KINDS = ("UNet2DConditionModel", *transformer_ports.KINDS)
 PACKED = 2  # rows and columns of a latent in one patch of Flux
 
@@ -141,7 +142,7 @@ def _range(name: str, given: Sizes, usual: list[Range], unit: int, multiple: int
     if isinstance(given, int):
         given = str(given)
     if not isinstance(given, str):
-        if len(given) != 3:
+        if not isinstance(given, Sequence) or len(given) != 3:
             raise ValueError(f"{name} must be a number, (min, opt, max) or text; got {given!r}")
         given = ":".join(map(str, given))
     return profiles.parse(given, name, unit=unit, multiple=multiple)
@@ -164,6 +165,12 @@ def model(parts: Parts) -> Model:
     )
 
 
+def has_tables(parts: Parts) -> bool:
+    """Whether the scheduler's config says what a table is made from."""
+    config = getattr(parts.scheduler, "config", {})
+    return all(config.get(name) is not None for name in NEEDED)
+
+
 def tables(parts: Parts, names: Sequence[str], guidance: float | None) -> dict[str, Plan]:
     """Plans "name-steps" for names like "dpmpp_2m:20", of the scheduler's own noise and spacing.
 
@@ -177,10 +184,17 @@ def tables(parts: Parts, names: Sequence[str], guidance: float | None) -> dict[s
             "Export the pipeline, or give samplers=()"
         )
     config, found = parts.scheduler.config, {}
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"samplers must be a list like ['dpmpp_2m:20']; got {names!r:.80}")
+    if lacks := [name for name in NEEDED if config.get(name) is None]:
+        raise ValueError(
+            f"samplers must be empty for {type(parts.scheduler).__name__}, whose config has no "
+            f"{lacks[0]} to make tables from; got {list(names)!r:.80}"
+        )
     scale = GUIDANCE if guidance is None else float(guidance)
     for text in names:
         name, _, steps = text.partition(":")
-        if not steps.isdigit() or not 1 <= int(steps) <= 1000:
+        if not (steps.isascii() and steps.isdigit()) or not 1 <= int(steps) <= 1000:
             raise ValueError(
                 f"samplers must be like 'dpmpp_2m:20', a name and 1 to 1000 steps; got {text!r}"
             )
@@ -216,7 +230,8 @@ def of_parts(
         coder = _in(parts.vae, dtype)
         made += [networks.vae_decoder(coder, dtype), networks.vae_encoder(coder, dtype)]
     if text_encoder:
-        two = len(parts.encoders) > 1
+        # SDXL and its refiner, which has one encoder
+        two = parts.network.config.addition_embed_type == "text_time"
         made += [
             networks.text_encoder(_in(encoder, dtype), dtype, name, penultimate=two)
             for name, encoder in parts.encoders

@@ -30,14 +30,14 @@ def parse(text: str, name: str, *, unit: int = 1, multiple: int = 1) -> list[Ran
         numbers = [int(n) for n in part.strip().split(":") if re.fullmatch(r"[0-9]{1,7}", n)]
         if len(numbers) not in (1, 3) or len(numbers) != part.count(":") + 1:
             raise ValueError(
-                f"--{name} must be sizes like 512 or ranges like 256:512:1024 (min:opt:max), "
+                f"{name} must be sizes like 512 or ranges like 256:512:1024 (min:opt:max), "
                 f"with commas between several; got {text!r}"
             )
         low, opt, high = numbers if len(numbers) == 3 else numbers * 3
         step = unit * multiple
         if not 0 < low <= opt <= high <= LARGEST or any(n % step for n in (low, opt, high)):
             raise ValueError(
-                f"--{name} must have 0 < min <= opt <= max <= {LARGEST}"
+                f"{name} must have 0 < min <= opt <= max <= {LARGEST}"
                 + (f", multiples of {step}" if step > 1 else "")
                 + f"; got {part.strip()!r}"
             )

@@ -7,6 +7,7 @@ for the device but what the caller's stream waits for.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 LOG = logging.getLogger("fastdiff.engine.onnxruntime")
+DTYPE = ". Cast what you pass (pipe.to(..)), or export with another dtype"
 CLOSED = "the engine is closed; load it again with fastdiff.load_engine"
 MOST_BYTES = 1_800_000_000  # of a model that is handed over in memory: a protobuf ends at 2^31
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -37,7 +39,7 @@ class Session:
     path            the ONNX file; weights beside it are read from there, too
     providers       ONNX Runtime's execution providers, best first.  None: that of the device
     threads         of a call on the CPU.  None: as many as PyTorch uses
-    reuse_outputs   write every answer of a shape to the same memory: only where none is kept
+    reuse_outputs   write every answer of a shape and thread to the same memory
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Session:
         self.graph, self.device = graph, torch.device(device)
         self._how = (path, self.device, providers, threads)
         self._reuse = reuse_outputs
-        self._kept: dict[tuple[tuple[int, ...], ...], dict[str, Tensor]] = {}
+        self._local = threading.local()  # what a thread reuses is its own
         self._session: InferenceSession | None
         self._session, self._held = _open(*self._how)
 
@@ -94,19 +96,20 @@ class Session:
     def close(self) -> None:
         """Give weights and memory back; a call after it is an EngineError."""
         self._session, self._held = None, []
-        self._kept.clear()
+        self._local = threading.local()
 
     def _outputs(self, sizes: dict[str, int]) -> dict[str, Tensor]:
         shapes = [tuple(shape_of(port, sizes)) for port in self.graph.outputs]
         key = tuple(shapes)
-        if self._reuse and key in self._kept:
-            return self._kept[key]
+        kept: dict[Any, dict[str, Tensor]] = self._local.__dict__.setdefault("kept", {})
+        if self._reuse and key in kept:
+            return kept[key]
         made = {
             port.name: torch.empty(shape, dtype=TORCH[port.dtype], device=self.device)
             for port, shape in zip(self.graph.outputs, shapes, strict=True)
         }
         if self._reuse:
-            self._kept[key] = made
+            kept[key] = made
         return made
 
 
@@ -131,6 +134,7 @@ def check_inputs(
             raise Incompatible(
                 f"{port.name} must be {port.dtype} with the axes {port.shape}; got "
                 f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+                + (DTYPE if value.dim() == len(port.shape) else "")
             )
         if value.device.type != device.type:
             raise Incompatible(

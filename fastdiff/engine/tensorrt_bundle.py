@@ -155,7 +155,7 @@ def runner(
             )
         paths = [bundle.plan(own[i], trust_engine=True) for i in range(len(ranges))]
     else:
-        settings = Settings(**manifest.build.model_dump(), capabilities=_capabilities())
+        settings = Settings(**manifest.build.model_dump(), capabilities=_capabilities(target))
         paths = tensorrt_build.plans(bundle.graph(name), ranges, target, settings, store=cache)
 
     def read(i: int) -> Plan:
@@ -178,11 +178,10 @@ def runner(
     return Plans(graph, ranges, device, read, manifest.model.vae_scale, keep)
 
 
-def _capabilities() -> tuple[str, ...]:
+def _capabilities(target: str) -> tuple[str, ...]:
     """What tensorrt-rtx builds for here: as it does elsewhere, if that is for this GPU, too."""
-    own = tensorrt.capability()
-    usual = tensorrt.RTX_CAPABILITIES
-    return usual if own is None or own in usual else (own,)
+    own, usual = tensorrt.capability(), tensorrt.RTX_CAPABILITIES
+    return (own,) if target == "tensorrt-rtx" and own and own not in usual else usual
 
 
 def _kernels(bundle: Bundle, name: str, i: int) -> str:

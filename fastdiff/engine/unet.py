@@ -72,8 +72,12 @@ class EngineUNet(Engine):
         optional = (class_labels, timestep_cond, mid_block_additional_residual)
         given |= {n: v for n, v in zip(ALSO, optional, strict=True) if v is not None}
         for name, value in (added_cond_kwargs or {}).items():
-            if name in self._ports:
-                given[name] = value.to(TORCH[self._ports[name].dtype])
+            if name not in self._ports:
+                raise Incompatible(
+                    f"added_cond_kwargs must have what the engine was exported with; got {name!r}. "
+                    "Export a U-Net that takes it, or leave it out"
+                )
+            given[name] = value.to(TORCH[self._ports[name].dtype])
         given |= self._residuals(down_block_additional_residuals)
         answer = self._runner.run(given)["out_sample"]
         if not return_dict:
