@@ -207,3 +207,18 @@ def test_repeat_warns_of_another_engine(exported, tmp_path):
     assert "warning: this engine is not the one of the run to repeat" in said
     one, three = (pixels(tmp_path / n / "0-0.png") for n in ("one", "three"))
     assert (one == three).all()
+
+
+def test_generate_feeds_an_engine_its_dtype(tiny, tmp_path, monkeypatch):
+    """float16, the default of TensorRT; here a U-Net in PyTorch stands for the engine."""
+    seen = []
+
+    def take(pipe, request):
+        pipe.unet = pipe.unet.half()
+        pipe.unet.register_forward_pre_hook(lambda _, given: seen.extend(given[:3]))
+        return {}
+
+    monkeypatch.setattr("fastdiff.cli.engines.take", take)
+    options = ["--model", tiny, "--engine", tmp_path, "--steps", 2, "--out", tmp_path / "o"]
+    generate(PROMPT, *options)
+    assert [v.dtype for v in seen if v.dim() > 2] == [torch.float16] * 4
