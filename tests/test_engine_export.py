@@ -215,3 +215,19 @@ def test_an_accelerated_unet_is_exported_as_diffusers_has_it(tmp_path):
     options = {"controlnet": False, "vae": True, "text_encoder": False}
     for network in parts.of_parts(parts.of(pipe), torch.float32, **options):
         assert not any(is_swapped(part) for part in network.module.modules()), network.name
+
+
+def test_weights_lie_beside_a_graph_that_is_too_large(traced, tmp_path, monkeypatch):
+    """A protobuf ends at 2^31 bytes; here at a thousand."""
+    from fastdiff.engine import weight_map
+
+    monkeypatch.setattr("fastdiff.engine.export.MOST_INSIDE", 1000)
+    pipe = model.load(model.built_in(), "cpu")
+    bundle = fastdiff.export(pipe, tmp_path / "b", verify="smallest", batch=1, samplers=())
+    graph = bundle.manifest.graphs["unet"]
+    assert graph.data == "unet.onnx.data"
+    whole = onnx.load(bundle.graph("unet"))
+    held = sum(w.numel() * w.element_size() for w in pipe.unet.parameters())
+    # as many bytes as parameters, or a few more: some are there transposed, too
+    assert held <= weight_map.size(whole) < 1.2 * held
+    assert weight_map.size(onnx.load(bundle.graph("unet"), load_external_data=False)) < held / 100

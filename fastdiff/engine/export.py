@@ -247,7 +247,7 @@ def _write(
     import onnx
 
     file = f"{name}.onnx"
-    if data is None and (beside or model.ByteSize() > MOST_INSIDE):
+    if data is None and (beside or weight_map.size(model) > MOST_INSIDE):
         data = f"{file}.data"
         onnx.save_model(
             model,

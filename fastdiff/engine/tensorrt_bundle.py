@@ -13,7 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastdiff.engine import cache, here, profiles, tensorrt, tensorrt_build, tensorrt_run
+from fastdiff.engine import (
+    cache,
+    here,
+    profiles,
+    tensorrt,
+    tensorrt_build,
+    tensorrt_run,
+    weight_map,
+)
 from fastdiff.engine.bundle import Bundle
 from fastdiff.engine.errors import EngineError, Incompatible
 from fastdiff.engine.manifest import Engine, Graph, Profile, Target
@@ -104,10 +112,10 @@ class Plans:
 
     def refit(self, weights: Weights) -> None:
         """Give every plan, read already or later, the weights of a graph: tensorrt_refit."""
-        if weights.model.ByteSize() > MOST_BYTES:
+        if weight_map.size(weights.model) > MOST_BYTES:
             raise Incompatible(
                 f"the graph must have at most {MOST_BYTES} bytes to get other weights; it has "
-                f"{weights.model.ByteSize()}. Fuse the LoRA (pipe.fuse_lora()) and export again"
+                f"{weight_map.size(weights.model)}. Fuse the LoRA (pipe.fuse_lora()), export that"
             )
         graph = weights.model.SerializeToString()
         with self._lock:
