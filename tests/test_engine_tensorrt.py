@@ -149,6 +149,15 @@ def test_rtx_refuses_a_graph_in_one_line(content, error, message, tmp_path, capl
     assert {record.name for record in caplog.records} == {"fastdiff.engine.tensorrt"}
 
 
+@pytest.fixture
+def ctrl_c():
+    """A shell that starts tests in the background has them ignore it, and nothing would end."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_a_build(onnx, monkeypatch):
     """In the middle of TensorRT's own work, by the same way as from a terminal."""
     pytest.importorskip("tensorrt_rtx")
@@ -170,6 +179,7 @@ def test_ctrl_c_ends_a_build(onnx, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_twice_does_not_wait(monkeypatch):
     """And an error of the work itself is raised here."""
     progress, go_on = build_progress.Progress("", shown=False), threading.Event()
