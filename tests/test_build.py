@@ -253,7 +253,8 @@ def test_a_compiler_that_is_not_there_is_named(tmp_path):
 
 
 def test_what_is_imported_is_declared():
-    """Every library that the package imports is a dependency; SciPy is asked for when used."""
+    """Every library that the package imports is a dependency; what is asked for when it is used
+    is SciPy, what an extra brings, and peft, whose networks alone come with it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
     found = set()
@@ -264,7 +265,8 @@ def test_what_is_imported_is_declared():
             elif isinstance(node, ast.ImportFrom):
                 found.add(node.module.split(".")[0])
     libraries = {"pillow" if name == "PIL" else name for name in found - sys.stdlib_module_names}
-    assert libraries - {"fastdiff"} - declared == {"scipy"}
+    extra = {re.match(r"[\w-]+", line)[0] for line in project["optional-dependencies"]["onnx"]}
+    assert libraries - {"fastdiff"} - declared == {"scipy", "peft"} | extra
 
 
 def test_without_scipy_beta_says_what_to_install(tmp_path):

@@ -88,7 +88,7 @@ def launch(
     # What is read in one layout and written in another is held twice.
     several = kernel != "finish" and (flags != "plain" or turned)
     limits = options | {"registers": LIMIT[kernel][several]}
-    limits |= {"widths": tuple(widths), "aligned": aligned}
+    limits |= {"widths": tuple(sorted(widths)), "aligned": aligned}
     name = f"group_norm {kernel} {dtype} {flags}{' silu' * silu} parameters {parameters}"
     if kernel == "finish":
         name = f"group_norm finish {flags} parameters {parameters}"
