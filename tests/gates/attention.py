@@ -34,7 +34,8 @@ def launch(width: int, dtype: str, mask: str | None, capability: int) -> Launch:
     # keys, has less than 16 bytes for each of 256 threads.
     widths = {128, 64, 32} if plan.d2 else {128}
     widths |= {8 * SIZES[mask[1:]]} if mask else set()
-    limits = options | {"registers": budget(plan, dtype, mask is not None), "widths": tuple(sorted(widths))}
+    limits = options | {"registers": budget(plan, dtype, mask is not None)}
+    limits["widths"] = tuple(sorted(widths))  # sets of constants differ in order once cached
     name = f"attention {width} {dtype} {mask and mask[1:]}"
     key = (plan, dtype == "fp32", mask is not None)
     return Launch(name, key, attention_kernel, types, constants, limits, dtype != "fp32")
