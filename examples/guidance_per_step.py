@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 import fastdiff
-from fastdiff.cli.model import built_in, default_spacing, noise_schedule
+from fastdiff.cli.model import built_in
+from fastdiff.schedules.config import default_spacing, noise_schedule
 
 
 def main(argv: list[str] | None = None) -> Image.Image:

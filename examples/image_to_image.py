@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import fastdiff
-from fastdiff.cli.model import built_in, default_spacing, noise_schedule
+from fastdiff.cli.model import built_in
+from fastdiff.schedules.config import default_spacing, noise_schedule
 
 
 def red_circle(side: int) -> Image.Image:

@@ -44,7 +44,7 @@ def test_it_runs_with_a_bundle(exported):
     assert found["test_engine_picture"]["check"]["levels of 255"][OURS] <= 1
     (alone,) = found["test_engine_process"]["check"][engine_process.ALONE]
     assert 0 < alone["peak_bytes"]["loaded"] <= alone["peak_bytes"]["8 samples"]
-    assert found["test_engine_export"]["files"]["unet.onnx"] > 1e6
+    assert found["test_engine_export"]["files"]["unet.onnx.data"] > 1e6
 
 
 def calls(**wrong):

@@ -85,7 +85,13 @@ def test_a_record_with_a_row_for_each_sample(done, tmp_path):
 
 
 def test_a_record_has_every_option_of_a_request(done):
-    options = set(Request.__dataclass_fields__) - {"out", "made", "weights"}
+    options = set(Request.__dataclass_fields__) - {
+        "out",
+        "made",
+        "weights",
+        "made_with",
+        "trust_engine",
+    }
     assert options == record.OPTIONS.keys() == json.loads(done)["request"].keys()
 
 

@@ -31,6 +31,7 @@ TIMED = {  # benchmarks that are not named as the op whose times they have
     "scheduler_step": ("affine_step",),
     "scheduler_step_after_work": ("affine_step",),
     "modules": (),  # of a CPU
+    "engine": (),  # of a CPU, and of other runtimes
 }
 KEPT = ("id", "benchmark", "case", "shape", "left out")  # of a row that is not believed
 # Compilers, not kernels: the same on a machine without a device, and slow.

@@ -63,14 +63,6 @@ class HeunDiscreteScheduler(TwoCalls, diffusers.HeunDiscreteScheduler):  # type:
             super().set_timesteps(num_inference_steps, None, num_train_timesteps, timesteps)
         self._place_timesteps(device)
 
-    def _index_of(self, timestep: Any) -> int | None:
-        """Of two equal neighbours a run begins at the second, where the next step does."""
-        index = super()._index_of(timestep)
-        if index is not None and index % 2:
-            values = self._timestep_values()
-            index += int(values[index + 1 : index + 2] == [values[index]])
-        return index
-
     def _builder(self) -> Callable[[Place], Entry]:
         config, sigmas = self._config, self._levels()
         grid, scales = Grid(np.ones_like(sigmas), sigmas), 1 / np.sqrt(1 + sigmas**2)
