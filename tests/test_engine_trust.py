@@ -5,8 +5,8 @@ No test here may reach onnxruntime, unpickle, or change a file: the fixture `wat
 
 import json
 import os
-import re
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -374,7 +374,7 @@ def test_the_engine_never_unpickles():
     """No module of it names what would."""
     sources = [path.read_text() for path in graphs.Path(graphs.__file__).parent.glob("*.py")]
     assert len(sources) > 5
-    calls = (r"torch\.load", r"(?<!def )\beval\(", r"\bexec\(", "allow_pickle")
+    calls = (r"torch\.load", r"(?<!def )(?<!\.)\beval\(", r"\bexec\(", "allow_pickle")
     for word in (r"\bpickle\b", r"\bjoblib\b", r"\bmarshal\b", *calls):
         assert not [source for source in sources if re.search(word, source)], word
     assert manifest.NAME == "manifest.json"

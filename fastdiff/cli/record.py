@@ -54,11 +54,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
-    given = LATER | given
+    said, given = ", ".join(given) or "none", LATER | given
     if given.keys() != OPTIONS.keys():
-        raise ValueError(
-            f"request must have {', '.join(OPTIONS)}; got {', '.join(given) or 'none'}"
-        )
+        raise ValueError(f"request must have {', '.join(OPTIONS)}; got {said}")
     options = {name: _typed(f"request.{name}", given[name], OPTIONS[name]) for name in OPTIONS}
     for prompt in options["prompts"]:
         _typed("each of request.prompts", prompt, (str,))
