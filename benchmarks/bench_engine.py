@@ -62,12 +62,13 @@ def bundle(request: Any, benchmark: Any, tmp_path_factory: Any) -> Made:
         return Made(Path(given), [], 0.0)
     if quick(benchmark):
         pytest.skip("an export takes a minute, and no --bundle was given")
-    return exported(tmp_path_factory)
+    return exported(tmp_path_factory.getbasetemp() / "engine")
 
 
 @functools.cache
-def exported(tmp_path_factory: Any) -> Made:
-    return export(tmp_path_factory.mktemp("engine") / "bundle")
+def exported(folder: Path) -> Made:
+    folder.mkdir()
+    return export(folder / "bundle")
 
 
 def export(out: Path) -> Made:

@@ -258,3 +258,13 @@ def test_a_run_of_engines_has_a_file_of_its_own(monkeypatch, tmp_path):
     assert asked[0] == ["bench_engine.py"]
     assert "bench_engine.py" not in asked[1]
     assert "bench_geglu.py" in asked[1]
+
+
+def test_a_run_exports_once(tmp_path, monkeypatch):
+    """The bundle of every case, made when the first asks for it."""
+    made = []
+    monkeypatch.setattr(bench_engine, "export", lambda out: made.append(out) or len(made))
+    bench_engine.exported.cache_clear()
+    assert bench_engine.exported(tmp_path / "e") == bench_engine.exported(tmp_path / "e") == 1
+    assert made == [tmp_path / "e/bundle"]
+    bench_engine.exported.cache_clear()
