@@ -111,6 +111,11 @@ def test_the_golden_answer_is_the_engines(exported):
             ValueError,
             "memory_limit must be a number of bytes above 0.*got -1",
         ),
+        (
+            {"target": "tensorrt", "capabilities": ("12.0",)},
+            ValueError,
+            "capabilities goes with tensorrt-rtx",
+        ),
         ({"speed": 2}, TypeError, "unexpected keyword argument 'speed'"),
     ],
 )

@@ -76,7 +76,7 @@ def export(
     tell: Callable[[Step], None] | None = None,
     **build: Any,
 ) -> Bundle:
-    """Write a bundle of a diffusers pipeline, or of a UNet2DConditionModel alone, into `out`.
+    """Write a bundle of a diffusers pipeline, or of its U-Net or transformer alone, into `out`.
 
     target              onnxruntime, tensorrt or tensorrt-rtx
     dtype               fp32 or fp16.  None: fp32 for onnxruntime, fp16 for TensorRT
@@ -180,6 +180,8 @@ def _check(target: str, dtype: str | None, verify: str, build: dict[str, Any]) -
     limit = build.get("memory_limit")
     if limit is not None and not (isinstance(limit, int) and limit > 0):
         raise ValueError(f"memory_limit must be a number of bytes above 0, or None; got {limit!r}")
+    if target == "tensorrt" and "capabilities" in build:
+        raise ValueError("capabilities goes with tensorrt-rtx; tensorrt builds for the GPU here")
     if target == "onnxruntime" and build:
         raise ValueError(f"{next(iter(build))} goes with TensorRT, not with target onnxruntime")
 

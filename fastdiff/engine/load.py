@@ -42,9 +42,8 @@ def load_engine(
     Raises Untrusted, Incompatible or Corrupt, all of them EngineError.
     """
     device = _device(device)
-    for option, value in (("threads", threads),):
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise ValueError(f"{option} must be a number above 0, or None; got {value!r}")
+    if threads is not None and not (isinstance(threads, int) and threads >= 1):
+        raise ValueError(f"threads must be a number above 0, or None; got {threads!r}")
     if isinstance(providers, str) or not all(isinstance(p, str) for p in providers or ()):
         raise TypeError(f"providers must be a list of names, or None; got {providers!r:.80}")
     found = bundles.open(bundle)

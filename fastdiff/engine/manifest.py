@@ -26,7 +26,6 @@ NAME = "manifest.json"
 MOST_BYTES = 4 << 20  # of a manifest; SDXL's has 20 kB
 AXES = ("batch", "height", "width", "tokens")
 TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
-DTYPES = ("fp32", "fp16", "bf16")
 
 
 # Devices on Windows, with any ending: a host in C# or JavaScript may open the files there.

@@ -111,7 +111,7 @@ class Plan:
             if kind is None:
                 raise Incompatible(
                     f"tensors of a plan must be of {', '.join(DTYPES.values())}; {name} is of "
-                    f"{engine.get_tensor_dtype(name).name}. Export the model in fp16, bf16 or fp32"
+                    f"{engine.get_tensor_dtype(name).name}. Export the model in fp16 or fp32"
                 )
             is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             (self.inputs if is_input else self.outputs)[name] = getattr(torch, kind)
