@@ -159,11 +159,13 @@ def test_a_graph_that_is_too_far_from_pytorch_is_not_written(exported, monkeypat
 def test_the_command_says_seconds_and_sizes(traced, tmp_path):
     out = tmp_path / "bundle"
     options = ["--verify", "smallest", "--batch", "1", "--sampler", "ddim:4", "--out", out]
-    result = export("shapes", *options)
+    result = export("shapes", *options, "--with-step")
     said = result.stdout + result.stderr
     assert "unet: traced in" in said
     assert "relative RMS error" in said
-    assert f"{out}: 4 files, 27." in said
+    assert "step: checked in" in said
+    assert "unet: :" not in said  # of the bar
+    assert f"{out}: 6 files, 27." in said
     assert set(bundles.open(out).manifest.samplers) == {"ddim-4"}
     with pytest.raises(UserError, match="bundle"):
         export("shapes", *options)

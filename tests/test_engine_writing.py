@@ -87,6 +87,13 @@ def test_an_existing_place_is_not_overwritten(tmp_path):
     assert names(tmp_path) == ["broken", "empty", "file", "link", "out"]
 
 
+def test_a_file_on_the_way_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "bundle", tmp_path / "file" / "more" / "bundle"):
+        with pytest.raises(NotADirectoryError, match=r"must lie in a folder; .*/file'$"):
+            write(out, lambda folder: None)
+
+
 def test_replaced(tmp_path):
     out = tiny_bundle.write(tmp_path / "out", "unet.onnx.data")
     tiny_bundle.write(out, None, replace=True)

@@ -31,6 +31,7 @@ def run(name: str, out: Path, **options: Any) -> None:
         options["guidance"] = model.default_guidance(model.built_in())
     networks = 1 + 2 * options["vae"] + options["text_encoder"]
     total = networks * (WORK["traced"] + WORK["written"] + WORK["checked"])
+    total += WORK["checked"] * options["step"]
     total += WORK["built"] * (options["target"] != "onnxruntime" and options["plans"])
     with tqdm(
         total=total, desc="export", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
@@ -63,7 +64,7 @@ def _teller(bar: Any) -> Callable[[Step], None]:
                 f"over {step.error.runs} runs"
             )
         bar.write(words)
-        bar.set_description(step.network)
+        bar.set_description_str(step.network)
         bar.update(WORK[step.what])
 
     return tell

@@ -13,6 +13,7 @@ opens the file by name, and a graph that is cut short while it is looked at ends
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -115,7 +116,12 @@ def writing(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
     replace is true and it is a bundle without a file that its manifest does not name.
     """
     out = Path(out).absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(place for place in out.parents if place.exists())
+        problem = "out must lie in a folder; on its way there is a file"
+        raise NotADirectoryError(errno.ENOTDIR, problem, str(file)) from error
     whole.sweep(out)
     _check_place(out, replace)
     with whole.folder(out, replace) as folder:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,38 +59,73 @@ def runs(network: Network, profile: Profile, extent: str) -> Iterator[list[Tenso
             yield network.example(sizes, seed=10 * n + i, times=turned)
 
 
-def measure(network: Network, graph: Graph, path: Path, profile: Profile, extent: str) -> Error:
-    """Run all of it; EngineError, and so no bundle, where the graph is farther than it may be."""
-    dtype = TORCH[network.outputs[0].dtype]
-    wide = torch.float64 if dtype == torch.float32 else torch.float32
-    reference = copy.deepcopy(network.module).to(wide)
-    channels_last = copy.deepcopy(network.module)
-    for part in channels_last.modules():
-        if isinstance(part, nn.Conv2d):
-            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    session = Session(graph, path)
-    ours: list[float] = []
-    theirs: list[float] = []
-    shapes: list[dict[str, tuple[int, ...]]] = []
-    for inputs in runs(network, profile, extent):
+class Reference:
+    """A network in PyTorch: what is exact, and how far from it PyTorch itself is."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.dtype = TORCH[network.outputs[0].dtype]
+        self.wide = torch.float64 if self.dtype == torch.float32 else torch.float32
+        self._exact = copy.deepcopy(network.module).to(self.wide)
+        channels_last = copy.deepcopy(network.module)
+        for part in channels_last.modules():
+            if isinstance(part, nn.Conv2d):
+                part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._layouts = (network.module, channels_last)
+
+    def exact(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Its first output in the wider dtype."""
         with torch.no_grad():
-            exact = _first(reference(*(_widened(v, dtype, wide) for v in inputs)))
-            layouts = [module(*inputs) for module in (network.module, channels_last)]
+            return _first(self._exact(*(_widened(v, self.dtype, self.wide) for v in inputs)))
+
+    def layouts(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Its first output in its own dtype, in each of two memory layouts."""
+        with torch.no_grad():
+            return [_first(module(*inputs)) for module in self._layouts]
+
+
+def measure(reference: Reference, graph: Graph, path: Path, profile: Profile, extent: str) -> Error:
+    """Run all of it; EngineError, and so no bundle, where the graph is farther than it may be."""
+    network, session, found = reference.network, Session(graph, path), Distances(graph.file)
+    for inputs in runs(network, profile, extent):
+        exact = reference.exact(inputs)
         named = dict(zip((port.name for port in network.inputs), inputs, strict=True))
-        ours.append(_distance(session.run(named)[network.outputs[0].name], exact))
-        theirs.append(max(_distance(_first(answer), exact) for answer in layouts))
-        shapes.append({name: tuple(value.shape) for name, value in named.items()})
+        answer = session.run(named)[network.outputs[0].name]
+        sizes = {name: tuple(value.shape) for name, value in named.items()}
+        found.add(answer, reference.layouts(inputs), exact, f"at {sizes}")
     session.close()
-    found = Error(_rms(ours), _rms(theirs), len(ours))
-    limit = 2 * found.torch + torch.finfo(dtype).eps / 4
-    if not found.graph <= limit:
-        worst = max(range(len(ours)), key=lambda i: (ours[i] != ours[i], ours[i]))
-        raise EngineError(
-            f"{graph.file} must be as near to PyTorch in {wide} as PyTorch in {dtype} is, relative "
-            f"RMS error {limit:.1e} over {found.runs} runs; got {found.graph:.1e}, the worst "
-            f"{ours[worst]:.1e} at {shapes[worst]}. No bundle was written"
-        )
-    return found
+    return found.judged(reference)
+
+
+class Distances:
+    """Relative RMS errors of a graph and of PyTorch, run by run."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.graph: list[float] = []
+        self.torch: list[float] = []
+        self.places: list[str] = []
+
+    def add(self, got: Tensor, layouts: Sequence[Tensor], exact: Tensor, place: str) -> None:
+        """One run: of PyTorch's layouts the farther one counts."""
+        self.graph.append(_distance(got, exact))
+        self.torch.append(max(_distance(answer, exact) for answer in layouts))
+        self.places.append(place)
+
+    def judged(self, reference: Reference) -> Error:
+        """All runs together; EngineError where the graph is farther than it may be."""
+        found = Error(_rms(self.graph), _rms(self.torch), len(self.graph))
+        limit = 2 * found.torch + torch.finfo(reference.dtype).eps / 4
+        if not found.graph <= limit:
+            ours = self.graph
+            worst = max(range(len(ours)), key=lambda i: (ours[i] != ours[i], ours[i]))
+            raise EngineError(
+                f"{self.file} must be as near to PyTorch in {reference.wide} as PyTorch in "
+                f"{reference.dtype} is, relative RMS error {limit:.1e} over {found.runs} runs; got "
+                f"{found.graph:.1e}, the worst {ours[worst]:.1e} {self.places[worst]}. No bundle "
+                "was written"
+            )
+        return found
 
 
 def _rms(errors: list[float]) -> float:
@@ -111,4 +146,4 @@ def _distance(got: Tensor, exact: Tensor) -> float:
     return float((got - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
 
-__all__ = ["EXTENTS", "Error", "corners", "measure"]
+__all__ = ["EXTENTS", "Distances", "Error", "Reference", "corners", "measure"]

@@ -20,7 +20,7 @@ from fastdiff import __version__
 from fastdiff.engine import bundle as bundles
 from fastdiff.engine import parts as pieces
 from fastdiff.engine import weight_map
-from fastdiff.engine.check import EXTENTS, Error, corners, measure
+from fastdiff.engine.check import EXTENTS, Error, Reference, corners, measure
 from fastdiff.engine.errors import Incompatible
 from fastdiff.engine.group_norm import for_onnxruntime
 from fastdiff.engine.manifest import TARGETS, Build, Graph, Port, Profile, Range, Target
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
     from fastdiff.engine.bundle import Bundle
+    from fastdiff.plan import Plan
 
 # ONNX Runtime's CPU, in which every graph is compared with PyTorch, has no bf16
 TORCH = {"fp32": torch.float32, "fp16": torch.float16}
@@ -133,8 +134,8 @@ def export(
     with bundles.writing(out, replace=replace) as folder:
         graphs: dict[str, Graph] = {}
         for network in networks:
-            beside = step and network.name == main
-            graphs |= _graphs(network, folder, target, profiles, verify, beside, tell)
+            steps = list(tables.values()) if step and network.name == main else None
+            graphs |= _graphs(network, folder, target, profiles, verify, steps, tell)
         samples = {}
         for key, table in tables.items():
             samples[key] = f"sampler-{key}.json"
@@ -211,10 +212,10 @@ def _graphs(
     target: str,
     profiles: list[Profile],
     verify: str,
-    step: bool,
+    tables: list[Plan] | None,
     tell: Callable[[Step], None] | None,
 ) -> dict[str, Graph]:
-    """Export, write and check one network; with its step, where asked for."""
+    """Export, write and check one network; tables: with its step, which they are to run in."""
     tell = tell or (lambda _: None)
     began = time.perf_counter()
     model = convert(network)
@@ -224,9 +225,9 @@ def _graphs(
         weight_map.write(model, weight_map.weight_map(own, model))  # for LoRAs
     tell(Step(network.name, "traced", time.perf_counter() - began))
     began = time.perf_counter()
-    graphs = {network.name: _write(network.name, model, folder, beside=step)}
+    graphs = {network.name: _write(network.name, model, folder, beside=tables is not None)}
     graph = graphs[network.name]
-    if step:
+    if tables is not None:
         from fastdiff.engine.step import step_model
 
         # the weights lie in one file now, which the step reads, too
@@ -235,10 +236,17 @@ def _graphs(
     size = sum((folder / name).stat().st_size for name in names)
     tell(Step(network.name, "written", time.perf_counter() - began, size))
     began, worst = time.perf_counter(), Error(0.0, 0.0, 0)
-    for profile in _profiles(network, profiles):
-        found = measure(network, graph, folder / graph.file, profile, verify)
+    reference, ranges = Reference(network), _profiles(network, profiles)
+    for profile in ranges:
+        found = measure(reference, graph, folder / graph.file, profile, verify)
         worst = found if found.graph >= worst.graph else worst
     tell(Step(network.name, "checked", time.perf_counter() - began, error=worst))
+    if tables is not None:
+        from fastdiff.engine.check_step import measure_step
+
+        began = time.perf_counter()
+        found = measure_step(reference, graphs["step"], folder / "step.onnx", ranges[0], tables)
+        tell(Step("step", "checked", time.perf_counter() - began, error=found))
     return graphs
 
 

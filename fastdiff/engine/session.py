@@ -30,6 +30,7 @@ CLOSED = "the engine is closed; load it again with fastdiff.load_engine"
 MOST_BYTES = 1_800_000_000  # of a model that is handed over in memory: a protobuf ends at 2^31
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CODES = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16, torch.int64: 7, torch.int32: 6}
+SOMEWHERE = torch.empty(1)  # ONNX Runtime refuses an empty tensor whose address is 0
 
 
 class Session:
@@ -160,8 +161,8 @@ def check_inputs(
 
 
 def _where(value: Tensor) -> tuple[str, int, int, tuple[int, ...], int]:
-    device = value.device
-    return device.type, device.index or 0, CODES[value.dtype], tuple(value.shape), value.data_ptr()
+    device, place = value.device, value.data_ptr() or SOMEWHERE.data_ptr()
+    return device.type, device.index or 0, CODES[value.dtype], tuple(value.shape), place
 
 
 def _open(
