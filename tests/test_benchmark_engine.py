@@ -237,6 +237,25 @@ def test_the_page_is_made_of_the_newest_run_of_engines(tmp_path, monkeypatch):
     assert "[engine-2026-11-22.json](../benchmarks/results/engine-2026-11-22.json)" in made
 
 
+@pytest.fixture
+def plain(monkeypatch):
+    """The environment without variables of OpenMP, which make test sets."""
+    for name in [name for name in os.environ if name.startswith(command.OPENMP)]:
+        monkeypatch.delenv(name)
+
+
+def test_numbers_with_other_threads_than_usual_are_not_kept(monkeypatch, plain, capsys):
+    monkeypatch.setattr(command, "run", lambda *_: 0)
+    assert command.main(["--engine"]) == 0
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    with pytest.raises(SystemExit):
+        command.main(["--engine"])
+    assert "OMP_WAIT_POLICY must not be set" in capsys.readouterr().err
+    assert command.main(["-k", "network"]) == 0
+    assert command.main(["--out", "a.json"]) == 0
+
+
+@pytest.mark.usefixtures("plain")
 def test_a_run_of_engines_has_a_file_of_its_own(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(command, "RESULTS", tmp_path)
