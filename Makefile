@@ -5,7 +5,7 @@
 #   make docs      charts, tables, pages from committed numbers; the README's pictures anew
 #   make upstream SUITE=path    diffusers' own tests/schedulers, from a checkout of diffusers
 #   make format    what the lint asks for;    make clean    back to the clone
-# The first of them makes .venv and builds (while torch, of which csrc knows nothing, is installed);
+# The first of them makes .venv and builds (while what csrc knows nothing of is installed);
 # the next ones find that done. PYTHON=python3.12 chooses.
 # Where nvcc is, CUDA kernels are built, too (FASTDIFF_CUDA=0 make demo leaves them out); `make test`
 # judges what the compiler said of them and builds what is missing. Test processes have one thread each,
@@ -16,7 +16,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 SUITE ?=
 JOBS ?= 2
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# not compiled to bytecode, most of which nobody imports: that took half of the time
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -q --no-compile \
+	-c constraints.txt
 NATIVE := $(wildcard csrc/*)
 READY := .venv/.ready
 
@@ -25,13 +27,14 @@ unexport PYTHONDONTWRITEBYTECODE # or each of hundreds of processes compiles our
 
 .PHONY: demo test bench docs upstream format clean
 
-$(READY): pyproject.toml constraints.txt setup.py $(NATIVE)
+$(READY): pyproject.toml constraints.txt setup.py .ci/requirements.py $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install -q -c constraints.txt setuptools pybind11 ninja
+	$(INSTALL) setuptools pybind11 ninja
+	mkdir -p build && $(BIN)/python .ci/requirements.py test dev bench > build/requirements.txt
 	$(BIN)/python setup.py -q build_ext --inplace & built=$$!; \
-		$(PIP) install -q -c constraints.txt torch==2.13.0; installed=$$?; \
+		$(INSTALL) torch==2.13.0 && $(INSTALL) -r build/requirements.txt; installed=$$?; \
 		wait $$built && test $$installed = 0
-	$(PIP) install -q -c constraints.txt --no-build-isolation -e ".[test,dev,bench]"
+	$(INSTALL) --no-build-isolation --no-deps -e .
 	touch $@
 
 DEMO = $(BIN)/fastdiff generate "a red circle above a blue square" "a green triangle" \
@@ -49,7 +52,7 @@ test: $(READY)
 		--no-loadscope-reorder
 
 bench: $(READY)
-	$(PIP) install -q -c constraints.txt openvino
+	$(INSTALL) openvino
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks --engine
 
