@@ -240,7 +240,7 @@ def test_engine_picture(benchmark: Any, bundle: Made, pictures: int):
     what = {"sampler": SAMPLER, "steps": f"{steps}", "guidance": f"{guidance():g}"}
     described(benchmark, "engine_picture", pictures=f"{pictures}", size="64x64", **what)
     laps = {n: functools.partial(list, [call]) for n, call in calls.items()}
-    measure(benchmark, laps, skip=0, rounds=8 if pictures == 1 else 3)
+    measure(benchmark, laps, skip=0, rounds=10 if pictures == 1 else 6)
 
 
 # --- processes, and the export
