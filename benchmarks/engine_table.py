@@ -82,7 +82,23 @@ def export(report: Report) -> str:
     )
 
 
-TABLES: dict[str, Callable[[Report], str]] = {
+def short(report: Report) -> str:
+    """The networks, and in a sentence what is left of it in whole pictures."""
+    ratios = [
+        f"{ratio(case, EAGER_NETWORK):.1f} times as long for {case['case']['pictures']}"
+        for case in of(report, "engine_picture")
+    ]
+    if not ratios:
+        return NOTHING
+    return (
+        f"{networks(report)}\n\nWhole pictures, with text encoder, sampler and decoder, which stay in "
+        f"PyTorch: diffusers takes {' and '.join(ratios)} as `fastdiff generate` with `--engine`."
+    )
+
+
+Tables = dict[str, Callable[[Report], str]]
+README: Tables = {"engines": short}
+TABLES: Tables = {
     "engine_networks": networks,
     "engine_pictures": pictures,
     "engine_processes": processes,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import engine_table
+from benchmarks.engine_table import Tables
 from benchmarks.campaign import pages, record
 from benchmarks.campaign.pages import table as markdown
 from benchmarks.provenance import ROOT
@@ -221,7 +222,8 @@ TABLES = {
         "modules": modules,
     },
 }
-GPU_PAGES = ENGINE_PAGES = ("docs/performance.md",)
+GPU_PAGES = ("docs/performance.md",)
+ENGINE_PAGES = {"README.md": engine_table.README, "docs/performance.md": engine_table.TABLES}
 
 
 def filled(text: str, name: str, table: str) -> str:
@@ -247,20 +249,19 @@ def generated(path: str) -> str:
         if path == "README.md" and name == "steps":
             under += f"\n\n{pages.short_table(gpu, link)}"
         text = filled(text, name, make(report) + under)
-    if path in ENGINE_PAGES:
-        text = with_engines(text, newest_engine(), up)
+    text = with_engines(text, newest_engine(), up, ENGINE_PAGES[path])
     for name, make in pages.TABLES.items() if path in GPU_PAGES else ():
         under = f"\n\n{pages.conditions(gpu, link)}" if gpu and name == "gpu_targets" else ""
         text = filled(text, name, pages.NOTHING if gpu is None else make(gpu) + under)
     return text
 
 
-def with_engines(text: str, source: Path | None, up: str) -> str:
-    """The page with the tables of engines, and below the last where they come from."""
+def with_engines(text: str, source: Path | None, up: str, tables: Tables) -> str:
+    """The page with these tables of engines, and below the last where they come from."""
     found = None if source is None else load(source)
-    for name, make in engine_table.TABLES.items():
+    for name, make in tables.items():
         body = engine_table.NOTHING if found is None else make(found)
-        if found is not None and source is not None and name == "engine_export":
+        if found is not None and source is not None and name == [*tables][-1]:
             link = f"[{source.name}]({up}benchmarks/results/{source.name})"
             body += f"\n\n{engine_table.conditions(found, link)}"
         text = filled(text, name, body)

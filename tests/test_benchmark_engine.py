@@ -216,7 +216,10 @@ def test_the_tables_of_engines():
     words = engine_table.conditions(report(), "[x](y)")
     assert "openvino not installed" in words
     assert "Not measured: torch.compile: left out." in words
-    for make in engine_table.TABLES.values():
+    short = engine_table.short(report())
+    assert short.startswith(networks)
+    assert short.endswith("takes 2.0 times as long for 1 as `fastdiff generate` with `--engine`.")
+    for make in (*engine_table.TABLES.values(), *engine_table.README.values()):
         assert make({"cases": []}) == engine_table.NOTHING
 
 
@@ -225,16 +228,20 @@ def test_the_page_is_made_of_the_newest_run_of_engines(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     assert results.newest_engine() is None
     page = (ROOT / "docs/performance.md").read_text()
-    assert table.with_engines(page, None, "../").count(engine_table.NOTHING) == 4
+    tables = engine_table.TABLES
+    assert table.with_engines(page, None, "../", tables).count(engine_table.NOTHING) == 4
     for day in ("21", "22"):
         results.save(report(), tmp_path / f"engine-2026-11-{day}.json")
     newest = results.newest_engine()
     assert newest is not None
     assert newest.name == "engine-2026-11-22.json"
     assert results.newest_campaign() is None
-    made = table.with_engines(page, newest, "../")
+    made = table.with_engines(page, newest, "../", tables)
     assert engine_table.NOTHING not in made
     assert "[engine-2026-11-22.json](../benchmarks/results/engine-2026-11-22.json)" in made
+    page = (ROOT / "README.md").read_text()
+    made = table.with_engines(page, newest, "", engine_table.README)
+    assert "[engine-2026-11-22.json](benchmarks/results/engine-2026-11-22.json)" in made
 
 
 @pytest.fixture
