@@ -91,8 +91,8 @@ def short(report: Report) -> str:
     if not ratios:
         return NOTHING
     return (
-        f"{networks(report)}\n\nWhole pictures, with text encoder, sampler and decoder, which stay in "
-        f"PyTorch: diffusers takes {' and '.join(ratios)} as `fastdiff generate` with `--engine`."
+        f"{networks(report)}\n\nWhole pictures, with text encoder, sampler and decoder, which stay "
+        f"in PyTorch: diffusers takes {' and '.join(ratios)} as `fastdiff generate` with `--engine`."
     )
 
 

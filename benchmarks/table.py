@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import engine_table
-from benchmarks.engine_table import Tables
 from benchmarks.campaign import pages, record
 from benchmarks.campaign.pages import table as markdown
+from benchmarks.engine_table import Tables
 from benchmarks.provenance import ROOT
 from benchmarks.results import (
     COMPILED,
