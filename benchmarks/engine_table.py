@@ -92,7 +92,8 @@ def short(report: Report) -> str:
         return NOTHING
     return (
         f"{networks(report)}\n\nWhole pictures, with text encoder, sampler and decoder, which stay "
-        f"in PyTorch: diffusers takes {' and '.join(ratios)} as `fastdiff generate` with `--engine`."
+        f"in PyTorch: diffusers takes {' and '.join(ratios)} as `fastdiff generate` with "
+        "`--engine`."
     )
 
 
