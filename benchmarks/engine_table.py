@@ -90,10 +90,16 @@ def short(report: Report) -> str:
     ]
     if not ratios:
         return NOTHING
+    loading = [
+        f" Loading is not in it: {sum(case['seconds'][EAGER_NETWORK].values()):.1f} seconds to the "
+        f"U-Net's first answer, {sum(case['seconds'][OURS].values()):.1f} with the engine."
+        for case in of(report, "engine_process")
+        if EAGER_NETWORK in case["seconds"]
+    ]
     return (
         f"{networks(report)}\n\nWhole pictures, with text encoder, sampler and decoder, which stay "
         f"in PyTorch: diffusers takes {' and '.join(ratios)} as `fastdiff generate` with "
-        "`--engine`."
+        f"`--engine`, both loaded.{''.join(loading)}"
     )
 
 

@@ -20,7 +20,7 @@ from fastdiff.table import HI, LO
 from tests import step_host as host
 
 PROFILE = {
-    "batch": Range(min=2, opt=2, max=4),
+    "batch": Range(min=1, opt=2, max=8),
     "height": Range(min=6, opt=6, max=12),
     "width": Range(min=5, opt=5, max=10),
     "tokens": Range(min=3, opt=3, max=6),
@@ -66,7 +66,7 @@ def plans(guidance):
 @pytest.mark.parametrize("guidance", [None, 3.0])
 def test_a_right_step_is_as_near_as_pytorch(tmp_path, guidance):
     found = measured(tmp_path, plans(guidance))
-    assert found.runs == 2 + 3 + 2  # x', x0 and, of unipc_2, the history
+    assert found.runs == 2 + 3 + 2 + 3  # x', x0 and, of unipc_2 and the usual one, the history
     assert 0 < found.graph < 1e-6
     assert 0 < found.torch < 1e-6
     assert measured(tmp_path, []).runs == 9
@@ -77,40 +77,72 @@ def test_in_float16_the_networks_rounding_is_what_is_lost(tmp_path):
     assert 1e-5 < found.graph < 2 * found.torch
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("pushed = Mul (g, apart)", "pushed = Mul (apart, apart)"),
-        ("e = Add (u, pushed)", "e = Add (c, pushed)"),
-        ("before = Max (previous, none)", "before = Max (row, none)"),
-        ("scale = Where (begins, c_in, scale_after)", "scale = Identity (scale_after)"),
-        ("time = Gather <axis = 0> (timesteps, row)", "time = Gather <axis = 0> (timesteps, none)"),
-        ("k_terms = Where (k_unread, zero, k_given)", "k_terms = Identity (k_given)"),
-        ("clamped = Min (above, hi)", "clamped = Min (above, gain)"),
-        ("x0 = Mul (gain, clamped)", "x0 = Mul (gain, free)"),
-        ("terms = Where (unread, zero, products)", "terms = Identity (products)"),
-        ("history_next = Where (renewed, new, history)", "history_next = Identity (history)"),
-        ("renewed = Greater (last_writer, zero)", "renewed = Equal (last_writer, last_writer)"),
-    ],
-)
-def test_what_is_wrong_in_a_step_is_found(tmp_path, monkeypatch, right, wrong):
-    assert right in step_nodes.TEXT_OF_STEP
-    spoiled = step_nodes.TEXT_OF_STEP.replace(right, wrong)
-    monkeypatch.setattr(step_nodes, "TEXT_OF_STEP", spoiled)
+GUIDANCE = [
+    ("pushed = Mul (g, apart)", "pushed = Mul (apart, apart)"),
+    ("e = Add (u, pushed)", "e = Add (c, pushed)"),
+    ("u = Slice (raw, i0, batch, i0)", "u = Identity (raw)"),
+    ("u = Slice (raw, i0, batch, i0)", "u = Slice (raw, i0, i1, i0)"),
+    ("c = Slice (raw, first_cond, rows, i0)", "c = Slice (raw, i1, copies, i0)"),
+    ("tiles = Concat <axis = 0> (copies, ones)", "tiles = Concat <axis = 0> (rows, ones)"),
+    ("times = Expand (time, batch)", "times = Expand (time, i1)"),
+    ("all_times = Tile (times, copies)", "all_times = Tile (times, rows)"),
+]
+OTHERS = [
+    ("before = Max (previous, none)", "before = Max (row, none)"),
+    ("scale = Where (begins, c_in, scale_after)", "scale = Identity (scale_after)"),
+    ("time = Gather <axis = 0> (timesteps, row)", "time = Gather <axis = 0> (timesteps, none)"),
+    ("k_terms = Where (k_unread, zero, k_given)", "k_terms = Identity (k_given)"),
+    ("clamped = Min (above, hi)", "clamped = Min (above, gain)"),
+    ("x0 = Mul (gain, clamped)", "x0 = Mul (gain, free)"),
+    ("terms = Where (unread, zero, products)", "terms = Identity (products)"),
+    ("history_next = Where (renewed, new, history)", "history_next = Identity (history)"),
+    ("renewed = Greater (last_writer, zero)", "renewed = Equal (last_writer, last_writer)"),
+]
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    def change(right, wrong):
+        assert right in step_nodes.TEXT_OF_STEP
+        spoiled = step_nodes.TEXT_OF_STEP.replace(right, wrong)
+        monkeypatch.setattr(step_nodes, "TEXT_OF_STEP", spoiled)
+
+    return change
+
+
+@pytest.mark.parametrize(("right", "wrong"), GUIDANCE + OTHERS)
+def test_what_is_wrong_in_a_step_is_found(tmp_path, spoil, right, wrong):
+    """In numbers, or as a graph that does not run."""
+    spoil(right, wrong)
     rows = fastdiff.plan("ddim", steps=4, guidance=3.0)
     table = rows.rows.copy()
     table[:, :, LO], table[:, :, HI] = -0.5, 0.5
     clamped = dataclasses.replace(rows, rows=table)
-    with pytest.raises(EngineError, match=r"step\.onnx must be as near .* of row \d of .*"):
+    with pytest.raises(EngineError, match=r"step\.onnx must be as near .* of row \d|in step\.onnx"):
         measured(tmp_path, [*plans(3.0), clamped])
 
 
-def test_no_bundle_is_written_with_a_wrong_step(exported, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("right", "wrong"), GUIDANCE)
+@pytest.mark.parametrize("tables", [[], [fastdiff.plan("euler_a", steps=6)]])
+def test_guidance_is_looked_at_where_no_table_has_it(tmp_path, spoil, right, wrong, tables):
+    spoil(right, wrong)
+    with pytest.raises(EngineError, match=r"step\.onnx must be as near|in step\.onnx"):
+        measured(tmp_path, tables)
+
+
+def test_no_guidance_is_looked_at_where_every_table_has_it(tmp_path, spoil):
+    spoil("tiles = Concat <axis = 0> (copies, ones)", "tiles = Concat <axis = 0> (i2, ones)")
+    spoil("i1 = Constant <value_ints = [1]> ()", "i1 = Constant <value_ints = [1]> ()\n    "
+          "i2 = Constant <value_ints = [2]> ()")  # fmt: skip
+    with pytest.raises(EngineError, match=r"in step\.onnx"):
+        measured(tmp_path, plans(3.0))
+
+
+def test_no_bundle_is_written_with_a_wrong_step(exported, tmp_path, monkeypatch, spoil):
     monkeypatch.setattr(
         "fastdiff.engine.export.convert", lambda n: onnx.load(exported / f"{n.name}.onnx")
     )
-    spoiled = step_nodes.TEXT_OF_STEP.replace("Mul (g, apart)", "Mul (apart, apart)")
-    monkeypatch.setattr(step_nodes, "TEXT_OF_STEP", spoiled)
+    spoil("Mul (g, apart)", "Mul (apart, apart)")
     options = {"step": True, "samplers": ("euler_a:6",), "verify": "smallest", "batch": 1}
     with pytest.raises(EngineError, match=r"step\.onnx must be as near"):
         fastdiff.export(

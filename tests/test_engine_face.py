@@ -57,8 +57,11 @@ def test_profiles_of_other_axes_are_corrupt(small, change):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"threads": 0}, ValueError, "threads must be a number above 0"),
-        ({"threads": "2"}, ValueError, "threads must be a number above 0, or None; got '2'"),
+        ({"threads": 0}, ValueError, "threads must be a number from 1 to 1024"),
+        ({"threads": "2"}, ValueError, "from 1 to 1024, or None; got '2'"),
+        ({"threads": True}, ValueError, "from 1 to 1024, or None; got True"),
+        ({"threads": 2**40}, ValueError, "from 1 to 1024, or None; got 1099511627776"),
+        ({"providers": 5}, TypeError, "providers must be a list of names, or None; got 5"),
         ({"providers": "CPUExecutionProvider"}, TypeError, "providers must be a list of names"),
         ({"device": "banana"}, ValueError, "device must be cpu, cuda, .* got 'banana'"),
         ({"device": None}, ValueError, "device must be cpu, cuda, .* got None"),
@@ -70,6 +73,8 @@ def test_options_are_named(small, options, error, message):
 
 
 def test_what_is_no_bundle_is_said(tiny, tmp_path):
+    with pytest.raises(TypeError, match="bundle must be the path of a folder; got None"):
+        fastdiff.load_engine(None)
     with pytest.raises(Corrupt, match=r"must be a bundle; it has no manifest\.json"):
         fastdiff.load_engine(tiny)
     packed = tmp_path / "bundle.zip"
@@ -131,8 +136,33 @@ def test_times_are_one_or_one_each(engine, timestep):
 
 def test_an_empty_batch_is_refused(engine):
     none = {"sample": torch.zeros(0, tiny_bundle.CHANNELS, 4, 4)}
-    with pytest.raises(Incompatible, match="timestep must be one number"):
+    with pytest.raises(Incompatible, match=r"sample must be .*none of them empty; got \(0, 4"):
         call(engine, **none)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample": None}, "sample must be a tensor of 4 axes, .* got NoneType"),
+        ({"sample": [1.0]}, "sample must be a tensor of 4 axes, .* got list"),
+        ({"sample": torch.zeros(4)}, r"sample must be a tensor of 4 axes, .* got \(4,\)"),
+        ({"sample": torch.zeros(2, 4, 0, 4)}, r"none of them empty; got \(2, 4, 0, 4\)"),
+        (
+            {"encoder_hidden_states": torch.zeros(2, 0, 8)},
+            r"encoder_hidden_states must have no empty axis; got the shape \(2, 0, 8\)",
+        ),
+        (
+            {"encoder_hidden_states": torch.zeros(2, 3, 8).to_sparse()},
+            "encoder_hidden_states must be a dense tensor; got torch.sparse_coo",
+        ),
+        ({"added_cond_kwargs": [1]}, r"added_cond_kwargs must be a dict of tensors; got \[1\]"),
+        ({"added_cond_kwargs": {"a": 1}}, "added_cond_kwargs must be a dict of tensors"),
+        ({"down_block_additional_residuals": 5}, "must be a tuple of tensors; got int"),
+    ],
+)
+def test_what_is_no_such_tensor_is_named(engine, changes, message):
+    with pytest.raises(Incompatible, match=message):
+        call(engine, **changes)
 
 
 def test_conditions_without_an_input_are_refused(engine):

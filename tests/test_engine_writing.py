@@ -89,9 +89,12 @@ def test_an_existing_place_is_not_overwritten(tmp_path):
 
 def test_a_file_on_the_way_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file" / "bundle", tmp_path / "file" / "more" / "bundle"):
-        with pytest.raises(NotADirectoryError, match=r"must lie in a folder; .*/file'$"):
-            write(out, lambda folder: None)
+    (tmp_path / "link").symlink_to("nowhere")
+    for way in ("file/bundle", "file/more/bundle", "link/bundle"):
+        with pytest.raises(NotADirectoryError) as error:
+            write(tmp_path / way, lambda folder: None)
+        name = str(tmp_path / way.partition("/")[0])
+        assert str(error.value) == f"out must lie in a folder, and {name!r} on its way is none"
 
 
 def test_replaced(tmp_path):

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from fastdiff.cli.generate import Request
 
 
+KIND = "UNet2DConditionModel"
+
+
 @contextmanager
 def in_words() -> Iterator[None]:
     """What an engine cannot run, such as a --batch that no profile of it holds, as a UserError."""
@@ -34,17 +37,24 @@ def take(pipe: Any, request: Request) -> dict[str, str]:
     from fastdiff.engine.configs import config_hash, weights_hash
     from fastdiff.engine.load import load_engine
     from fastdiff.engine.manifest import NAME as MANIFEST
+    from fastdiff.engine.unet import EngineUNet
 
     assert request.engine is not None
     with in_words():
         engine = load_engine(request.engine, request.device, trust_engine=request.trust_engine)
-    said, own = engine.manifest.model, config_hash("UNet2DConditionModel", pipe.unet.config)
+    said, own = engine.manifest.model, config_hash(KIND, pipe.unet.config)
     where = "the built-in model" if request.model is None else f"--model {str(request.model)!r}"
-    if said.config_sha256 != own:
+    if said.kind != KIND or not isinstance(engine, EngineUNet):
+        raise UserError(
+            f"--engine must hold a {KIND} as its graph unet; {str(request.engine)!r} holds a "
+            f"{said.kind} as {engine.graph}"
+        )
+    got = {said.config_sha256, config_hash(KIND, said.config)} - {own}  # what it says, what it has
+    if got:
         raise UserError(
             f"--engine must be of a U-Net with the config of {where}, {own[:12]}..; "
-            f"{str(request.engine)!r} has {said.config_sha256[:12]}... Export that model, or name "
-            "by --model the one that the bundle was made from"
+            f"{str(request.engine)!r} has {min(got)[:12]}... Export that model, or name by --model "
+            "the one that the bundle was made from"
         )
     if said.weights_sha256 != weights_hash(pipe.unet):
         print(
@@ -52,9 +62,8 @@ def take(pipe: Any, request: Request) -> dict[str, str]:
             "are the engine's",
             file=sys.stderr,
         )
-    if "down_block_additional_residual_0" in [
-        p.name for p in engine.manifest.graphs["unet"].inputs
-    ]:
+    names = [port.name for port in engine.manifest.graphs[engine.graph].inputs]
+    if "down_block_additional_residual_0" in names:
         raise UserError(
             "--engine must be exported without --controlnet, for generate has no ControlNet; got "
             f"{str(request.engine)!r}"

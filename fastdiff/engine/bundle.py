@@ -13,7 +13,6 @@ opens the file by name, and a graph that is cut short while it is looked at ends
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -119,9 +118,10 @@ def writing(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        file = next(place for place in out.parents if place.exists())
-        problem = "out must lie in a folder; on its way there is a file"
-        raise NotADirectoryError(errno.ENOTDIR, problem, str(file)) from error
+        places = (place for place in out.parents if os.path.lexists(place) and not place.is_dir())
+        raise NotADirectoryError(
+            f"out must lie in a folder, and {str(next(places, out.parent))!r} on its way is none"
+        ) from error
     whole.sweep(out)
     _check_place(out, replace)
     with whole.folder(out, replace) as folder:

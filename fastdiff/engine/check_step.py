@@ -20,16 +20,21 @@ from fastdiff.ops.affine_step import affine_step_ref
 from fastdiff.plan import Plan, plan
 
 ROWS = 3  # at least: of the beginning, the middle and the end of a plan
-USUAL = ("dpmpp_2m", 20)  # where the bundle has no table of its own
+USUAL, GUIDANCES = ("dpmpp_2m", 20), (None, 7.5)  # beside the tables, if none of them is such a one
 
 
 def measure_step(
     reference: Reference, graph: Graph, path: Path, profile: Profile, plans: Sequence[Plan]
 ) -> Error:
-    """Rows of the plans at the smallest size, each output for itself; raises EngineError."""
+    """Rows of the plans at the smallest size, each output for itself; raises EngineError.
+
+    Of two samples, if the profile has room: with one, what is the batch's and what the guidance's
+    may be mistaken for each other.
+    """
     (sizes,) = corners(profile, "smallest")
+    sizes["batch"] = min(max(2, sizes["batch"]), profile["batch"].max)
     session, found = Session(graph, path), Distances(graph.file)
-    for number, (table, row) in enumerate(_rows(plans or [plan(USUAL[0], steps=USUAL[1])])):
+    for number, (table, row) in enumerate(_rows(_both(plans))):
         step = _Step(reference, table, row, sizes, seed=number)
         answers = session.run(step.feeds())
         exact = step.outputs(step.exact, torch.float64)
@@ -40,6 +45,12 @@ def measure_step(
             found.add(answers[name], theirs, want, place)
     session.close()
     return found.judged(reference)
+
+
+def _both(plans: Sequence[Plan]) -> list[Plan]:
+    """The plans, and one with guidance or without, whichever they lack."""
+    usual = [plan(USUAL[0], steps=USUAL[1], guidance=g) for g in GUIDANCES]
+    return [*plans, *(p for p in usual if p.guided not in {known.guided for known in plans})]
 
 
 def _rows(plans: Sequence[Plan]) -> Iterator[tuple[Plan, int]]:

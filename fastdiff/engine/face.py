@@ -53,6 +53,7 @@ class Engine:
     """
 
     graph: str  # of the bundle
+    needs: tuple[str, ...]  # inputs without which it is no such network
 
     def __init__(self, runner: Runner, bundle: Bundle) -> None:
         from diffusers.configuration_utils import FrozenDict
@@ -161,10 +162,10 @@ class Engine:
             given = torch.as_tensor(times, dtype=torch.float32, device=self.device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise Incompatible(f"timestep must be a number or a tensor; {error}") from error
-        if given.numel() not in (1, batch) or batch == 0:
+        if given.numel() not in (1, batch):
             raise Incompatible(
-                f"timestep must be one number, or one for each sample of a batch of {batch} (1 or "
-                f"more); got {tuple(given.shape)}"
+                f"timestep must be one number, or one for each sample of a batch of {batch}; got "
+                f"{tuple(given.shape)}"
             )
         return given.reshape(-1).expand(batch)
 
@@ -224,6 +225,14 @@ def _lora(source: Source, part: str) -> Lora:
     )
 
 
+def tensor(name: str, value: Any, axes: int) -> Tensor:
+    """The value; Incompatible where it is no tensor of so many axes, none of them empty."""
+    if not isinstance(value, Tensor) or value.dim() != axes or 0 in value.shape:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise Incompatible(f"{name} must be a tensor of {axes} axes, none of them empty; got {got}")
+    return value
+
+
 def refuse(arguments: Mapping[str, object]) -> None:
     """Incompatible for an argument that is not None, for the graph has no input for it."""
     for name, value in arguments.items():
@@ -234,4 +243,4 @@ def refuse(arguments: Mapping[str, object]) -> None:
             )
 
 
-__all__ = ["Engine", "Runner", "refuse"]
+__all__ = ["Engine", "Runner", "refuse", "tensor"]

@@ -15,6 +15,7 @@ from fastdiff.engine.transformer import EngineTransformer
 from fastdiff.engine.unet import EngineUNet
 
 FACES: dict[str, type[Engine]] = {"unet": EngineUNet, "transformer": EngineTransformer}
+MOST_THREADS = 1024
 
 
 def load_engine(
@@ -42,9 +43,15 @@ def load_engine(
     Raises Untrusted, Incompatible or Corrupt, all of them EngineError.
     """
     device = _device(device)
-    if threads is not None and not (isinstance(threads, int) and threads >= 1):
-        raise ValueError(f"threads must be a number above 0, or None; got {threads!r}")
-    if isinstance(providers, str) or not all(isinstance(p, str) for p in providers or ()):
+    if not isinstance(bundle, (str, Path)):
+        raise TypeError(f"bundle must be the path of a folder; got {bundle!r:.80}")
+    if threads is not None and not (type(threads) is int and 1 <= threads <= MOST_THREADS):
+        raise ValueError(
+            f"threads must be a number from 1 to {MOST_THREADS}, or None; got {threads!r:.80}"
+        )
+    if providers is not None and not (
+        isinstance(providers, (list, tuple)) and all(isinstance(p, str) for p in providers)
+    ):
         raise TypeError(f"providers must be a list of names, or None; got {providers!r:.80}")
     found = bundles.open(bundle)
     graphs = found.manifest.graphs
@@ -55,7 +62,7 @@ def load_engine(
             f"{', '.join(sorted(graphs))}"
         )
     name = names[0]
-    _check_axes(found, name)
+    _check_ports(found, name)
     if found.manifest.target.name != "onnxruntime":
         from fastdiff.engine import tensorrt_bundle
 
@@ -84,9 +91,22 @@ def _device(device: str | torch.device) -> torch.device:
         raise ValueError(f"device must be cpu, cuda, cuda:1, ..; got {device!r:.40}") from error
 
 
-def _check_axes(bundle: Bundle, name: str) -> None:
-    """Corrupt where the profiles are not of the axes of the network's inputs."""
-    ports = bundle.manifest.graphs[name].inputs
+def _check_ports(bundle: Bundle, name: str) -> None:
+    """Corrupt where ports are missing, or the profiles are not of the axes of the inputs."""
+    graph = bundle.manifest.graphs[name]
+    ports = graph.inputs
+    given = {port.name: port for port in (*ports, *graph.outputs)}
+    if lacking := [need for need in (*FACES[name].needs, "out_sample") if need not in given]:
+        raise Corrupt(
+            f"graphs.{name} must have the port {lacking[0]}; got {', '.join(given)}. Fetch or "
+            "export the bundle again"
+        )
+    for axis in ("height", "width") if name == "unet" else ():
+        if axis not in given["sample"].shape:
+            raise Corrupt(
+                f"graphs.{name}: sample must have a free {axis}; got {given['sample'].shape}. "
+                "Fetch or export the bundle again"
+            )
     axes = {dim.partition("/")[0] for p in ports for dim in p.shape if isinstance(dim, str)}
     for i, profile in enumerate(bundle.manifest.profiles):
         if set(profile) != axes:

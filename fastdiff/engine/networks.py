@@ -58,6 +58,8 @@ class Network:
                 value = torch.randint(self.highest, shape, generator=generator)
             elif port.name == "timestep":
                 value = self.unit * torch.tensor([times[i % len(times)] for i in range(shape[0])])
+            elif port.name == "guidance":  # Flux's, by pipelines' default
+                value = torch.full(shape, 3.5)
             elif port.name == "time_ids":  # sizes of pictures and crops, in pixels
                 value = torch.randint(1024, shape, generator=generator)
             else:

@@ -105,10 +105,16 @@ class Session:
         kept: dict[Any, dict[str, Tensor]] = self._local.__dict__.setdefault("kept", {})
         if self._reuse and key in kept:
             return kept[key]
-        made = {
-            port.name: torch.empty(shape, dtype=TORCH[port.dtype], device=self.device)
-            for port, shape in zip(self.graph.outputs, shapes, strict=True)
-        }
+        try:
+            made = {
+                port.name: torch.empty(shape, dtype=TORCH[port.dtype], device=self.device)
+                for port, shape in zip(self.graph.outputs, shapes, strict=True)
+            }
+        except RuntimeError as error:  # of sizes past 64 bits, too
+            raise EngineError(
+                f"outputs of {self.graph.file} must fit into memory; got the shapes "
+                f"{', '.join(map(str, shapes))}: {_line(error)}. Try a smaller batch or size"
+            ) from error
         if self._reuse:
             kept[key] = made
         return made
@@ -136,6 +142,12 @@ def check_inputs(
                 f"{port.name} must be {port.dtype} with the axes {port.shape}; got "
                 f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
                 + (DTYPE if value.dim() == len(port.shape) else "")
+            )
+        if value.layout != torch.strided:
+            raise Incompatible(f"{port.name} must be a dense tensor; got {value.layout}")
+        if 0 in value.shape and "slots" not in port.shape:  # a step without history has none
+            raise Incompatible(
+                f"{port.name} must have no empty axis; got the shape {tuple(value.shape)}"
             )
         if value.device.type != device.type:
             raise Incompatible(
@@ -191,7 +203,7 @@ def _open(
         )
     options: Any = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
-    options.log_severity_level = 3  # what matters comes as an exception
+    options.log_severity_level = 4  # what matters comes as an exception
     # Or its threads go on spinning after a call, on the cores that PyTorch needs next: its U-Net
     # took 101 ms right after a call instead of 42, on two cores; the engine itself is as fast.
     options.add_session_config_entry("session.force_spinning_stop", "1")

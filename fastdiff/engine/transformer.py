@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastdiff.engine.face import Engine, refuse
+from fastdiff.engine.face import Engine, refuse, tensor
 
 if TYPE_CHECKING:
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -19,6 +19,7 @@ class EngineTransformer(Engine):
     """SD3Transformer2DModel or FluxTransformer2DModel in an engine: `pipe.transformer = engine`."""
 
     graph = "transformer"
+    needs = ("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections")
 
     def forward(
         self,
@@ -38,7 +39,8 @@ class EngineTransformer(Engine):
         Raises Incompatible for an argument that the exported graph does not have.
         """
         refuse(others)
-        batch = len(hidden_states)
+        axes = len(self._ports["hidden_states"].shape)
+        batch = len(tensor("hidden_states", hidden_states, axes))
         given: dict[str, Any] = {
             "hidden_states": hidden_states,
             "timestep": None if timestep is None else self._times(timestep, batch),
@@ -47,7 +49,7 @@ class EngineTransformer(Engine):
         }
         for name, value in (("img_ids", img_ids), ("txt_ids", txt_ids)):
             if value is not None:
-                given[name] = value.to(torch.float32)
+                given[name] = tensor(name, value, 2).to(torch.float32)
         if guidance is not None:
             given["guidance"] = self._times(guidance, batch)
         answer = self._runner.run(given)["out_sample"]

@@ -48,7 +48,7 @@ def sd3(module: Any, dtype: torch.dtype) -> Network:
 
 
 def flux(module: Any, dtype: torch.dtype) -> Network:
-    """FluxTransformer2DModel: patches of a latent, time and guidance in 0..1, text, and places."""
+    """FluxTransformer2DModel: patches of a latent, time in 0..1, guidance's scale, text, places."""
     config, word = module.config, PORT[dtype]
     inputs = [
         Port(name="hidden_states", dtype=word, shape=["batch", "patches", config.in_channels]),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from fastdiff.engine.errors import Incompatible
-from fastdiff.engine.face import Engine, Runner, refuse
+from fastdiff.engine.face import Engine, Runner, refuse, tensor
 from fastdiff.engine.networks import TORCH
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class EngineUNet(Engine):
     """
 
     graph = "unet"
+    needs = ("sample", "timestep", "encoder_hidden_states")
 
     def __init__(self, runner: Runner, bundle: Bundle) -> None:
         super().__init__(runner, bundle)
@@ -65,13 +67,18 @@ class EngineUNet(Engine):
             }
         )
         given: dict[str, Any] = {
-            "sample": self._sample(sample),
+            "sample": self._sample(tensor("sample", sample, 4)),
             "timestep": self._times(timestep, len(sample)),
             "encoder_hidden_states": encoder_hidden_states,
         }
         optional = (class_labels, timestep_cond, mid_block_additional_residual)
         given |= {n: v for n, v in zip(ALSO, optional, strict=True) if v is not None}
-        for name, value in (added_cond_kwargs or {}).items():
+        added = {} if added_cond_kwargs is None else added_cond_kwargs
+        if not isinstance(added, Mapping) or not all(isinstance(v, Tensor) for v in added.values()):
+            raise Incompatible(
+                f"added_cond_kwargs must be a dict of tensors; got {added_cond_kwargs!r:.80}"
+            )
+        for name, value in added.items():
             if name not in self._ports:
                 raise Incompatible(
                     f"added_cond_kwargs must have what the engine was exported with; got {name!r}. "
@@ -98,6 +105,11 @@ class EngineUNet(Engine):
     def _residuals(self, down: tuple[Tensor, ...] | None) -> dict[str, Tensor]:
         if down is None:
             return {}
+        if not isinstance(down, (tuple, list)):
+            raise Incompatible(
+                "down_block_additional_residuals must be a tuple of tensors; got "
+                f"{type(down).__name__}"
+            )
         if len(down) != len(self._down):
             raise Incompatible(
                 "down_block_additional_residuals must be as many as the engine was exported with, "
