@@ -26,7 +26,7 @@ GOOD = {DOWN: torch.ones(2, 4), UP: torch.ones(4, 2)}
             r"'x\.lora_A\.weight' .* none of length 0; got .* of shape \(0, 4\)",
         ),
         ({UP: torch.ones(4, 0)}, r"'x\.lora_B\.weight' .* none of length 0; .* \(4, 0\)"),
-        ({DOWN: 1}, r"'x\.lora_A\.weight' .* must be a tensor .*; got a int"),
+        ({DOWN: 1}, r"'x\.lora_A\.weight' .* must be a tensor .*; got int\."),
         (
             {DOWN: torch.ones(2, 4, dtype=torch.complex64)},
             r"'x\.lora_A\.weight' .* of floats .*; got torch\.complex64",
@@ -43,7 +43,9 @@ def test_a_state_dict_that_is_no_lora_is_named(change, message):
         Lora.of_state_dict({**GOOD, **change})
 
 
-@pytest.mark.parametrize("alpha", ["x", float("inf"), 10**400, [1.0]])
+@pytest.mark.parametrize(
+    "alpha", ["x", float("inf"), 10**400, [1.0]], ids=["text", "inf", "huge", "list"]
+)
 def test_an_alpha_for_all_layers_is_one_finite_number(alpha):
     with pytest.raises(Incompatible, match=r"'lora_alpha' of the LoRA must be one finite number"):
         Lora.of_state_dict(GOOD, alpha=alpha)

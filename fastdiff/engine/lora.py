@@ -153,7 +153,7 @@ class Lora:
 def _check_factor(key: str, tensor: object) -> None:
     import torch
 
-    got = f"a {type(tensor).__name__}"
+    got = type(tensor).__name__
     if isinstance(tensor, torch.Tensor):
         if tensor.ndim >= 2 and min(tensor.shape) >= 1 and tensor.is_floating_point():
             return
