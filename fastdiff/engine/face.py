@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -190,7 +190,7 @@ def _checked(loras: Sequence[tuple[Source, float]], part: str) -> list[tuple[Lor
             isinstance(pair, (tuple, list))
             and len(pair) == 2
             and isinstance(pair[1], (int, float))
-            and math.isfinite(pair[1])
+            and abs(pair[1]) <= sys.float_info.max  # math.isfinite raises for 10**400
         ):
             raise TypeError(
                 "loras must be a list of (LoRA, strength), the strength a finite number; got "

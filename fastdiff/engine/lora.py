@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _PART = re.compile(
     r"(?P<layer>.+)\.(?:lora_(?P<ab>[AB])(?:\.[^.]+)?\.weight|lora[._](?P<du>down|up)\.weight"
     r"|(?P<alpha>alpha))"
 )
+_NETWORK = re.compile(r"(?:unet|transformer|prior|text_encoder)(?:_\d+)?\.")  # of a pipeline
 LOG = logging.getLogger("fastdiff.engine.lora")
 ADVICE = "Load it into a pipeline with pipe.load_lora_weights and take it from pipe.unet"
 
@@ -43,10 +45,17 @@ class Factor:
         down, up = self.down.float().flatten(1), self.up.float().flatten(1)
         return (self.scale * (up @ down)).reshape(shape)
 
+    def finite(self) -> bool:
+        """Whether each of its numbers is."""
+        import torch
+
+        both = all(bool(torch.isfinite(part.float()).all()) for part in (self.down, self.up))
+        return both and math.isfinite(self.scale)
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether that is a parameter of this shape."""
         down, up = self.down.shape, self.up.shape
-        small = all(n == 1 for n in up[2:])
+        small = min(len(down), len(up)) >= 2 and all(n == 1 for n in up[2:])
         return small and down[0] == up[1] and (up[0], *down[1:]) == tuple(shape)
 
 
@@ -58,12 +67,20 @@ class Lora:
 
     @classmethod
     def read(cls, path: str | Path, *, part: str = "unet") -> Lora:
-        """A .safetensors file; its metadata may say the alpha."""
+        """A .safetensors file; its metadata may say the alpha.  Incompatible as of_state_dict."""
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            text = (file.metadata() or {}).get("lora_adapter_metadata", "{}")
+        try:
+            metadata = json.loads(text)
+        except (ValueError, RecursionError):
+            metadata = None
+        if not isinstance(metadata, dict):
+            raise Incompatible(
+                f"lora_adapter_metadata of {path} must be a JSON object; got {text!r:.80}. {ADVICE}"
+            )
         said = {key.removeprefix(part + "."): value for key, value in metadata.items()}
         for field in ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora", "lora_bias"):
             if said.get(field):
@@ -79,25 +96,42 @@ class Lora:
         part    of the pipeline: keys with that prefix are taken, those of the others are left;
                 without any prefix all are
         alpha   of the layers that have none; None: the rank, so that the scale is 1
+
+        lora_A is (rank, in), lora_B (out, rank), floats, of convolutions with more axes; an alpha
+        is one finite number.  Incompatible, with the key, for what is not, for another format,
+        and where all keys are of other networks.
         """
+        if odd := [key for key in state if not isinstance(key, str)]:
+            raise Incompatible(f"the keys of the LoRA must be names; got {odd[0]!r:.80}. {ADVICE}")
         mine = {k.removeprefix(part + "."): v for k, v in state.items() if k.startswith(part + ".")}
         if mine and len(mine) < len(state):
             other = next(key for key in state if not key.startswith(part + "."))
             LOG.warning("the LoRA also has weights of other networks (%s), left out here", other)
+        elif state and not mine and all(map(_NETWORK.match, state)):
+            raise Incompatible(
+                f"the LoRA has nothing for the {part}: {next(iter(state))!r} and its other keys "
+                f"are of other networks. Give a LoRA of the {part}"
+            )
         layers: dict[str, dict[str, Tensor]] = {}
         for key, tensor in (mine or state).items():
             match = _PART.fullmatch(key.removeprefix("base_model.model."))
             if match is None:
                 raise Incompatible(f"{key!r} of the LoRA is no lora_A or lora_B. {ADVICE}")
+            if match["layer"].startswith("lora_"):  # its dots are underscores: no way back
+                raise Incompatible(f"{key!r} of the LoRA has kohya's name of a layer. {ADVICE}")
             kind = "alpha" if match["alpha"] else "down" if match["ab"] == "A" else match["du"]
+            if kind != "alpha":
+                _check_factor(key, tensor)
             layers.setdefault(match["layer"], {})[kind or "up"] = tensor
         factors = {}
         for layer, parts in layers.items():
             if missing := sorted({"down", "up"} - parts.keys()):
                 raise Incompatible(f"layer {layer!r} of the LoRA has no {missing[0]}. {ADVICE}")
             rank = parts["down"].shape[0]
-            own = float(parts["alpha"]) if "alpha" in parts else alpha
-            scale = 1.0 if own is None else float(own) / rank
+            if "alpha" in parts:
+                scale = _number(f"{layer}.alpha", parts["alpha"]) / rank
+            else:
+                scale = 1.0 if alpha is None else _number("lora_alpha", alpha) / rank
             factors[f"{layer}.weight"] = (Factor(parts["down"], parts["up"], scale),)
         return cls(factors)
 
@@ -114,6 +148,30 @@ class Lora:
             if found := tuple(_factor(name, layer, adapter) for adapter in active):
                 factors[f"{name}.weight"] = found
         return cls(factors)
+
+
+def _check_factor(key: str, tensor: object) -> None:
+    import torch
+
+    got = type(tensor).__name__
+    if isinstance(tensor, torch.Tensor):
+        if tensor.ndim >= 2 and min(tensor.shape) >= 1 and tensor.is_floating_point():
+            return
+        got = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+    raise Incompatible(
+        f"{key!r} of the LoRA must be a tensor of floats with 2 axes or more, none of length 0; "
+        f"got {got}. {ADVICE}"
+    )
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise Incompatible(f"{key!r} of the LoRA must be one finite number; got {value!r:.80}")
+    return number
 
 
 def _factor(name: str, layer: Any, adapter: str) -> Factor:

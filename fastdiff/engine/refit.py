@@ -40,7 +40,8 @@ class Weights:
         """Weights = base + sum of strength * LoRA; what was applied before is gone.
 
         Incompatible, and nothing changed, for a LoRA of a layer that the map lacks, that shares
-        its weights with another, or that has another shape; EngineError for a weight that is
+        its weights with another, that has another shape, or that has NaN or infinity in it;
+        Corrupt for a map that does not fit the graph; EngineError for a weight that is
         no longer finite in the graph's dtype.
         """
         wanted: dict[str, list[tuple[Factor, float]]] = {}
@@ -67,7 +68,7 @@ class Weights:
         """Corrupt unless every weight of the map has the SHA-256 that it had at export."""
         for place in self.places.values():
             for constant in place.initializers:
-                self._checked(constant, raw(self._constant(constant.name)))
+                self._checked(constant, raw(self._constant(constant)))
 
     def changed(self) -> dict[str, Tensor]:
         """The initializers that differ from the base, by name, in the graph's dtype and shape."""
@@ -98,7 +99,7 @@ class Weights:
 
         content = self._base.get(place.name)
         if content is None:
-            content = raw(self._constant(place.name))
+            content = raw(self._constant(place))
         self._checked(place, content)
         base = self._tensor(place.name, content)
         weight = (base.t() if place.transposed else base).float()
@@ -112,15 +113,33 @@ class Weights:
             total += strength * factor.delta(tuple(weight.shape)).to(weight.device)
         fused = (weight + total).to(base.dtype)
         if not torch.isfinite(fused).all():
+            if not all(factor.finite() for factor, _ in factors):
+                raise Incompatible(
+                    f"the LoRA of {name!r} must have finite numbers; got NaN or infinity among "
+                    "them. Fetch or train it again"
+                )
             raise EngineError(
                 f"the LoRA makes {name!r} too large for {base.dtype}; lower its strength"
             )
         return data(fused.t() if place.transposed else fused)
 
-    def _constant(self, name: str) -> onnx.TensorProto:
+    def _constant(self, place: Initializer) -> onnx.TensorProto:
+        name = place.name
         if name not in self._constants:
             raise Corrupt(f"the graph must hold {name!r}, as its map says. Export the model again")
-        return self._constants[name]
+        constant = self._constants[name]
+        shape = tuple(constant.dims)
+        if (
+            constant.data_type not in TORCH_TYPES
+            or 0 in shape
+            or (place.transposed and len(shape) != 2)
+        ):
+            kind = "floats with 2 axes" if place.transposed else "floats"
+            raise Corrupt(
+                f"the graph's {name!r} must be {kind}, as its map says; got ONNX's type "
+                f"{constant.data_type} and shape {shape}. Export the model again"
+            )
+        return constant
 
     def _tensor(self, name: str, content: bytes) -> Tensor:
         import torch

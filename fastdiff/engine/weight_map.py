@@ -103,7 +103,7 @@ def read(model: onnx.ModelProto) -> dict[str, WeightPlace]:
     """The map of `write`; empty for a graph without one, Corrupt for one that is not whole."""
     text = next((entry.value for entry in model.metadata_props if entry.key == METADATA), "{}")
     try:
-        return {
+        places = {
             str(name): WeightPlace(
                 tuple(
                     Initializer(str(i["name"]), bool(i["transposed"]), str(i["sha256"]))
@@ -113,6 +113,9 @@ def read(model: onnx.ModelProto) -> dict[str, WeightPlace]:
             )
             for name, place in json.loads(text).items()
         }
+        if nowhere := [name for name, place in places.items() if not place.initializers]:
+            raise ValueError(f"{nowhere[0]!r:.40} is nowhere")  # a LoRA of it would do nothing
+        return places
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Corrupt(
             f"the graph's {METADATA} must be a map of weights ({type(error).__name__}: "
