@@ -127,6 +127,21 @@ def test_a_map_that_does_not_fit_its_graph_is_corrupt(array, transposed, message
         foreign.verify()
 
 
+def test_a_weight_that_is_written_as_numbers_is_held_once():
+    """A protobuf has two places for floats; a foreign graph may use the other one."""
+    import onnx
+
+    made = weights(np.ones((4, 4), np.float32))
+    (constant,) = made.model.graph.initializer
+    constant.ClearField("raw_data")
+    constant.float_data.extend([1.0] * 16)
+    made.apply([(Lora.of_state_dict(GOOD), 1.0)])
+    assert (onnx.numpy_helper.to_array(constant) == 3).all()
+    onnx.checker.check_tensor(constant)
+    made.restore()
+    onnx.checker.check_tensor(constant)
+
+
 def test_a_map_without_a_place_is_corrupt():
     import onnx
 

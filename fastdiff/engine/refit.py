@@ -56,7 +56,10 @@ class Weights:
         for name, content in {**new, **back}.items():
             if name in new:
                 self._base.setdefault(name, raw(self._constants[name]))
-            self._constants[name].raw_data = content
+            constant = self._constants[name]
+            for field in ("float_data", "int32_data"):  # where a foreign graph may hold floats
+                constant.ClearField(field)
+            constant.raw_data = content
         self._changed = set(new)
 
     def restore(self) -> None:
