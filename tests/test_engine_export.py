@@ -143,6 +143,7 @@ def test_the_golden_answer_is_the_engines(exported):
         ),
         ({"guidance": float("nan")}, ValueError, "guidance must be a finite number.*got nan"),
         ({"guidance": float("inf"), "samplers": ()}, ValueError, "guidance must be a finite"),
+        ({"guidance": 10**400}, ValueError, "guidance must be a finite number"),
         ({"guidance": [3]}, TypeError, r"guidance must be a number, like 7.5; got \[3\]"),
         ({"samplers": 5}, TypeError, "samplers must be a list .*; got 5"),
         ({"samplers": iter(["ddim:5"])}, TypeError, "samplers must be a list"),

@@ -217,7 +217,11 @@ def _check_guidance(guidance: Any) -> None:
         return
     if not isinstance(guidance, Real) or isinstance(guidance, bool):
         raise TypeError(f"guidance must be a number, like 7.5; got {guidance!r:.60}")
-    if not abs(guidance) < math.inf:
+    try:
+        finite = math.isfinite(guidance)
+    except OverflowError:  # an int that no float holds
+        finite = False
+    if not finite:
         raise ValueError(f"guidance must be a finite number, like 7.5; got {guidance!r:.60}")
 
 
