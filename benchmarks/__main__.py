@@ -68,7 +68,9 @@ def condense(raw: dict[str, Any]) -> dict[str, Any]:
 def print_ratios(report: dict[str, Any]) -> None:
     """One line a contestant and case; then the targets."""
     facts = report["provenance"]
-    print(f"\n{facts['cpu']}, {facts['threads']} thread, load {facts['load_average']}")
+    usual = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+    threads = sorted({case["case"].get("threads", usual) for case in report["cases"]})
+    print(f"\n{facts['cpu']}, {' or '.join(threads)}, load {facts['load_average']}")
     print("microseconds, median / fastest quartile; ratio to fastdiff in both\n")
     for case in report["cases"]:
         print(case_name(case))
@@ -103,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(
             f"{', '.join(found)} must not be set for numbers that are kept: a peer's threads would "
             f"be others than its users'. Try env -u {' -u '.join(found)} python -m benchmarks"
+            f"{' --engine' * options.engine}"
         )
     return run(options.out, options.k, options.engine)
 

@@ -263,7 +263,12 @@ def test_numbers_with_other_threads_than_usual_are_not_kept(monkeypatch, plain, 
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     with pytest.raises(SystemExit):
         command.main(["--engine"])
-    assert "OMP_WAIT_POLICY must not be set" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "OMP_WAIT_POLICY must not be set" in said
+    assert said.endswith("Try env -u OMP_WAIT_POLICY python -m benchmarks --engine")
+    with pytest.raises(SystemExit):
+        command.main([])
+    assert capsys.readouterr().err.endswith("python -m benchmarks\n")
     assert command.main(["-k", "network"]) == 0
     assert command.main(["--out", "a.json"]) == 0
 
@@ -290,6 +295,16 @@ def test_a_run_of_engines_has_a_file_of_its_own(monkeypatch, tmp_path):
     assert asked[0] == ["bench_engine.py"]
     assert "bench_engine.py" not in asked[1]
     assert "bench_geglu.py" in asked[1]
+
+
+def test_a_run_is_headed_by_the_threads_of_its_cases(capsys):
+    made = report()
+    made["provenance"] |= {"threads": 1}
+    command.print_ratios(made)
+    assert "\na CPU, 2 threads, load" in capsys.readouterr().out
+    del made["cases"][0]["case"]["threads"]
+    command.print_ratios(made)
+    assert "\na CPU, 1 thread or 2 threads, load" in capsys.readouterr().out
 
 
 def test_a_run_exports_once(tmp_path, monkeypatch):

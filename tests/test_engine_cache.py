@@ -14,7 +14,7 @@ from fastdiff.cli import UserError
 from fastdiff.cli import engine as command
 from fastdiff.cli.commands import app
 from fastdiff.engine import cache, whole
-from fastdiff.engine.errors import Untrusted
+from fastdiff.engine.errors import Incompatible, Untrusted
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +95,17 @@ def test_a_folder_of_another_user_or_a_link_or_a_file(engines, tmp_path, monkeyp
     engines.write_text("")
     with pytest.raises(Untrusted, match="must be a folder"):
         cache.folder()
+
+
+@pytest.mark.parametrize("inside", ["", "file", "file/more"])
+def test_a_folder_that_cannot_be_made(engines, tmp_path, monkeypatch, inside):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FASTDIFF_CACHE", str(tmp_path / "file" / inside))
+    words = "cannot be made: (File exists|Not a directory). Set FASTDIFF_CACHE to a folder that you"
+    with pytest.raises(Incompatible, match=words):
+        cache.folder()
+    run = CliRunner().invoke(app, ["engine", "list"])
+    assert str(run.exception).startswith(f"the cache of engines {tmp_path / 'file'}")
 
 
 @pytest.mark.parametrize("key", ["", "..", "a/b", "A", "k.lock", ".k", "-k", "k" * 129, "k\n", "é"])

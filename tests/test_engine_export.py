@@ -116,6 +116,37 @@ def test_the_golden_answer_is_the_engines(exported):
             ValueError,
             "capabilities goes with tensorrt-rtx",
         ),
+        (
+            {"target": "tensorrt", "memory_limit": 1 << 50},
+            ValueError,
+            r"memory_limit must be a number of bytes .*at most 2\*\*44 .*got 1125899906842624$",
+        ),
+        (
+            {"target": "tensorrt", "memory_limit": True},
+            ValueError,
+            "memory_limit must be .*got True$",
+        ),
+        (
+            {"target": "tensorrt", "refittable": "yes"},
+            ValueError,
+            "^refittable must be True or False; got 'yes'$",
+        ),
+        (
+            {"target": "tensorrt-rtx", "capabilities": ("9.0",), "plans": False},
+            ValueError,
+            "^capabilities goes with plans that are built now",
+        ),
+        (
+            {"target": "tensorrt-rtx", "capabilities": "12.0"},
+            TypeError,
+            r"^capabilities must be a tuple like \('12.0',\); got '12.0'",
+        ),
+        ({"guidance": float("nan")}, ValueError, "guidance must be a finite number.*got nan"),
+        ({"guidance": float("inf"), "samplers": ()}, ValueError, "guidance must be a finite"),
+        ({"guidance": 10**400}, ValueError, "guidance must be a finite number"),
+        ({"guidance": [3]}, TypeError, r"guidance must be a number, like 7.5; got \[3\]"),
+        ({"samplers": 5}, TypeError, "samplers must be a list .*; got 5"),
+        ({"samplers": iter(["ddim:5"])}, TypeError, "samplers must be a list"),
         ({"speed": 2}, TypeError, "unexpected keyword argument 'speed'"),
     ],
 )
@@ -130,6 +161,8 @@ def test_what_is_no_unet_is_refused(pipe, tmp_path):
         fastdiff.export(pipe.vae, tmp_path / "b")
     with pytest.raises(TypeError, match=r"must be a diffusers pipeline with a U-Net.*got str"):
         fastdiff.export("model", tmp_path / "b")
+    with pytest.raises(TypeError, match="out must be the path of a folder; got None"):
+        fastdiff.export(pipe, None)
     with pytest.raises(ValueError, match="vae must be False for a U-Net alone"):
         fastdiff.export(pipe.unet, tmp_path / "b", vae=True)
     with pytest.raises(ValueError, match="samplers must be empty for a network alone"):
@@ -202,12 +235,59 @@ def test_a_folder_of_something_else_is_named(tmp_path, content, message):
     [
         (["--height", "60"], "--height must .*multiples of 16"),
         (["--sampler", "ddim"], "--sampler must be like"),
-        (["--dtype", "bf16"], "--dtype must be one of"),
+        (["--dtype", "bf16"], "--dtype must be one of fp32, fp16; got 'bf16'"),
+        (["--height", "64,96", "--width", "64,96,128"], "--height and --width must have one range"),
+        (["--target", "tensorrt", "--memory-limit", 0], "--memory-limit must be .*above 0.*got 0"),
+        (
+            ["--target", "tensorrt-rtx", "--capability", "9.0", "--no-plans"],
+            "--capability goes with plans that are built now",
+        ),
+        (
+            ["--target", "tensorrt-rtx", "--capability", "banana"],
+            "--capability must be compute capabilities like 12.0; got .'banana'",
+        ),
+        (["--guidance", "nan"], "--guidance must be a finite number"),
     ],
 )
 def test_the_command_names_its_options(tmp_path, options, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"^{message}"):
         export("shapes", *options, "--out", tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sampler", "ddim:5"], r"--sampler must not be given for .*pipeline, or leave it out$"),
+        (["--with-vae"], "--with-vae must not be given for a U-Net alone"),
+        (["--guidance", "nan"], "--guidance must be a finite number"),
+    ],
+)
+def test_what_a_unet_alone_has_not(pipe, tmp_path, monkeypatch, options, message):
+    pipe.unet.save_config(tmp_path / "unet")
+    monkeypatch.setattr("fastdiff.cli.export._loaded", lambda *_: pipe.unet)
+    with pytest.raises(UserError, match=f"^{message}"):
+        export(tmp_path / "unet", *options, "--out", tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("python", "words"),
+    [
+        ("step must be False for a U-Net that", "--with-step must not be given for a U-Net that"),
+        ("controlnet must be False for a Flux", "--controlnet must not be given for a Flux"),
+    ],
+)
+def test_what_is_said_of_other_networks(tmp_path, monkeypatch, python, words):
+    def refused(*_, **__):
+        raise ValueError(python)
+
+    monkeypatch.setattr(fastdiff, "export", refused)
+    with pytest.raises(UserError, match=words):
+        export("shapes", "--out", tmp_path / "bundle")
+
+
+def test_a_bundle_that_is_there_is_replaced_by_an_option(exported):
+    with pytest.raises(UserError, match=r"replace it \(--replace\)"):
+        export("shapes", "--out", exported / "bundle")
 
 
 def test_an_accelerated_unet_is_exported_as_diffusers_has_it(tmp_path):

@@ -249,6 +249,6 @@ def test_generate_feeds_an_engine_its_dtype(tiny, tmp_path, monkeypatch):
         return {}
 
     monkeypatch.setattr("fastdiff.cli.engines.take", take)
-    options = ["--model", tiny, "--engine", tmp_path, "--steps", 2, "--out", tmp_path / "o"]
+    options = ["--model", tiny, "--engine", tmp_path / "e", "--steps", 2, "--out", tmp_path / "o"]
     generate(PROMPT, *options)
     assert [v.dtype for v in seen if v.dim() > 2] == [torch.float16] * 4

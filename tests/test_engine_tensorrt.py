@@ -238,6 +238,15 @@ def test_what_cannot_be_built_here_is_said_first(target, gpu, settings, message,
     assert trt.built == []
 
 
+@pytest.mark.parametrize("capabilities", ["12.0", 12.0, None, (), ["banana"], ["12.0", 8.9]])
+def test_capabilities_that_are_none_are_named(capabilities, onnx, pretend):
+    trt = pretend(fake_tensorrt.module("1.7.1"), RTX)
+    words = r"^capabilities must be a tuple like \('12.0',\); got "
+    with pytest.raises((TypeError, ValueError), match=words + re.escape(repr(capabilities))):
+        tensorrt_build.build(onnx, [narrow(16)], RTX, progress=False, capabilities=capabilities)
+    assert trt.built == []
+
+
 def test_a_hopper_cannot_run_rtx(pretend):
     pretend(fake_tensorrt.module("1.7.1"), RTX, "9.0")
     with pytest.raises(Incompatible, match=r"got 9\.0 \(Hopper .*Use target tensorrt"):

@@ -100,6 +100,17 @@ def test_generate_refuses_a_bundle_of_another_model(exported, tiny, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("inside", [".", "pictures", "a/../b/c"])
+def test_generate_writes_no_pictures_into_the_bundle(tmp_path, inside, monkeypatch):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "bundle")
+    monkeypatch.setattr(model, "load", pytest.fail)  # it is said before any work
+    options = ["--engine", tmp_path / "link", "--out", tmp_path / "bundle" / inside]
+    with pytest.raises(UserError, match="--out must not be in the bundle of --engine"):
+        generate(PROMPT, *options)
+    assert not list((tmp_path / "bundle").iterdir())
+
+
 def test_what_an_engine_cannot_run_is_said_without_a_traceback(exported, tmp_path, monkeypatch):
     """Such as a batch that no profile of a TensorRT plan holds."""
 

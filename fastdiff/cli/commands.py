@@ -179,7 +179,8 @@ def export(
         typer.Option(help="Where numbers are compared: corners of the ranges, or smallest."),
     ] = "corners",
     memory_limit: Annotated[
-        int | None, typer.Option(help="Bytes that TensorRT may use to build.")
+        int | None,
+        typer.Option(help="Bytes of scratch memory that a layer of a TensorRT plan may use."),
     ] = None,
     refittable: Annotated[
         bool, typer.Option("--refittable", help="TensorRT engines that take other weights.")

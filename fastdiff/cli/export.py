@@ -24,8 +24,9 @@ def run(name: str, out: Path, **options: Any) -> None:
     from fastdiff.engine.errors import EngineError
     from fastdiff.engine.export import BUILD
 
-    for unset in [option for option in BUILD if not options[option]]:
-        del options[unset]
+    for option in BUILD:  # 0 is no memory limit that could be left out
+        if options[option] is None or options[option] is False or options[option] == ():
+            del options[option]
     source = load(name)
     if options["guidance"] is None and name == BUILT_IN:
         options["guidance"] = model.default_guidance(model.built_in())
@@ -112,6 +113,12 @@ def _loaded(kind: str, folder: Path) -> Any:
 
 def _option(message: str) -> str:
     """A message of fastdiff.export with the names that the command line has."""
+    for python, words in _WORDS.items():
+        message = message.replace(python, words)
+    names, must, rest = message.partition(" must ")
+    if must and all(name in _OPTIONS for name in names.split(" and ")):
+        names = " and ".join(f"--{_OPTIONS[name]}" for name in names.split(" and "))
+        return f"{names}{must}{rest}"
     name, space, rest = message.partition(" ")
     return f"--{_OPTIONS[name]}{space}{rest}" if name in _OPTIONS else message
 
@@ -123,5 +130,13 @@ _OPTIONS = {
     "capabilities": "capability",
     "vae": "with-vae",
     "text_encoder": "with-text-encoder",
+    "step": "with-step",
+    "controlnet": "controlnet",
     "verify": "verify",
+}
+_WORDS = {
+    "replace=True": "--replace",
+    " must be False ": " must not be given ",
+    " must be empty ": " must not be given ",
+    "a tuple like ('12.0',); got": "compute capabilities like 12.0; got",
 }

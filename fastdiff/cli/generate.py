@@ -71,6 +71,13 @@ class Request:
             raise UserError("the prompt must not be empty; try 'a red circle above a blue square'")
         if self.few_step is not None:
             self._check_few_step()
+        if self.engine is not None:
+            out, bundle = self.out.resolve(), self.engine.resolve()
+            if bundle in (out, *out.parents):
+                raise UserError(
+                    f"--out must not be in the bundle of --engine, which takes no files of others; "
+                    f"got {str(self.out)!r} in {str(self.engine)!r}. Name another folder"
+                )
         if self.noise not in NOISES:
             raise UserError(f"--noise must be {' or '.join(NOISES)}; got {self.noise!r}")
         for name, least in (("steps", 1), ("count", 1), ("scale", 1), ("batch", 1), ("seed", 0)):

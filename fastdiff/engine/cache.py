@@ -33,7 +33,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fastdiff.engine import whole
-from fastdiff.engine.errors import Untrusted
+from fastdiff.engine.errors import Incompatible, Untrusted
 
 log = logging.getLogger(__name__)
 DATA, ENTRY = "plan", "entry.json"
@@ -68,6 +68,8 @@ class Cleared:
 def folder() -> Path:
     """Where plans are, made if missing; Untrusted where it is not this user's alone.
 
+    Incompatible where it cannot be made.
+
     FASTDIFF_CACHE  is the folder of all caches of fastdiff instead of the user's
     """
     if above := os.environ.get("FASTDIFF_CACHE"):
@@ -76,9 +78,15 @@ def folder() -> Path:
         from platformdirs import user_cache_dir
 
         path = Path(user_cache_dir("fastdiff")) / "engines"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.path.lexists(path):
-        path.mkdir(mode=0o700, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(path):
+            path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise Incompatible(
+            f"the cache of engines {path} cannot be made: {error.strerror}. Set FASTDIFF_CACHE to "
+            "a folder that you can write to"
+        ) from error
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode):
         raise Untrusted(

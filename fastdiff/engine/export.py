@@ -6,15 +6,19 @@ folder get its name.
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
 from fastdiff import __version__
 from fastdiff.engine import bundle as bundles
@@ -38,7 +42,12 @@ if TYPE_CHECKING:
 TORCH = {"fp32": torch.float32, "fp16": torch.float16}
 SAMPLERS = ("dpmpp_2m:20", "unipc_2:10", "euler_a:20", "ddim:50")
 MOST_INSIDE = 1_800_000_000  # bytes of weights in the .onnx itself: a protobuf ends at 2^31
-BUILD = {"memory_limit", "refittable", "weight_streaming", "capabilities"}
+BUILD = {
+    "memory_limit": "a number of bytes above 0 and at most 2**44 (leave it out for no limit)",
+    "refittable": "True or False",
+    "weight_streaming": "True or False",
+    "capabilities": "a tuple of compute capabilities",
+}
 NO_PLANS = "built where it is loaded"
 GOLDEN = "golden.safetensors"
 INLINE = 1024  # bytes of a tensor that stays in the .onnx where the others lie beside it
@@ -99,7 +108,7 @@ def export(
     Raises TypeError or ValueError that names the argument, and EngineError where the graph is not
     as near to PyTorch as it must be, or where the target is not installed; nothing is written then.
     """
-    _check(target, dtype, verify, build)
+    kept = _check(out, target, dtype, verify, guidance, plans, build)
     name = dtype or ("fp32" if target == "onnxruntime" else "fp16")
     found = pieces.of(pipe_or_unet)
     profiles = pieces.ranges(found, batch, height, width, tokens)
@@ -127,8 +136,6 @@ def export(
     if planned:
         from fastdiff.engine.tensorrt_build import Settings, possible
 
-        if "capabilities" in build:
-            build["capabilities"] = tuple(build["capabilities"])
         settings = Settings(**build)
         possible(target, settings)  # before minutes are spent on the graph
     with bundles.writing(out, replace=replace) as folder:
@@ -160,7 +167,7 @@ def export(
             model=model,
             profiles=profiles,
             graphs=graphs,
-            build=Build(**{name: build[name] for name in build if name != "capabilities"}),
+            build=kept,
             engines=engines,
             samplers=samples,
             golden=golden,
@@ -168,23 +175,67 @@ def export(
     return bundles.open(out)
 
 
-def _check(target: str, dtype: str | None, verify: str, build: dict[str, Any]) -> None:
+def _check(
+    out: Any,
+    target: str,
+    dtype: str | None,
+    verify: str,
+    guidance: Any,
+    plans: bool,
+    build: dict[str, Any],
+) -> Build:
+    """What can be said before the model is looked at; how its plans are built, for the manifest.
+
+    Makes a tuple of the capabilities in `build`.
+    """
+    if not isinstance(out, (str, os.PathLike)):
+        raise TypeError(f"out must be the path of a folder; got {out!r:.60}")
     for name, got, known in (
         ("target", target, TARGETS),
-        ("dtype", dtype, (None, *TORCH)),
+        ("dtype", dtype, tuple(TORCH)),
         ("verify", verify, EXTENTS),
     ):
-        if got not in known:
-            raise ValueError(f"{name} must be one of {known}; got {got!r}")
-    if unknown := sorted(set(build) - BUILD):
+        if got not in known and not (got is None and name == "dtype"):
+            raise ValueError(f"{name} must be one of {', '.join(known)}; got {got!r}")
+    _check_guidance(guidance)
+    if unknown := sorted(set(build) - BUILD.keys()):
         raise TypeError(f"export() got an unexpected keyword argument {unknown[0]!r}")
-    limit = build.get("memory_limit")
-    if limit is not None and not (isinstance(limit, int) and limit > 0):
-        raise ValueError(f"memory_limit must be a number of bytes above 0, or None; got {limit!r}")
-    if target == "tensorrt" and "capabilities" in build:
-        raise ValueError("capabilities goes with tensorrt-rtx; tensorrt builds for the GPU here")
+    try:
+        kept = Build(**{name: build[name] for name in build if name != "capabilities"})
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        raise ValueError(f"{name} must be {BUILD[name]}; got {build[name]!r:.60}") from error
     if target == "onnxruntime" and build:
         raise ValueError(f"{next(iter(build))} goes with TensorRT, not with target onnxruntime")
+    if "capabilities" in build:
+        _check_capabilities(target, plans, build)
+    return kept
+
+
+def _check_guidance(guidance: Any) -> None:
+    if guidance is None:
+        return
+    if not isinstance(guidance, Real) or isinstance(guidance, bool):
+        raise TypeError(f"guidance must be a number, like 7.5; got {guidance!r:.60}")
+    try:
+        finite = math.isfinite(guidance)
+    except OverflowError:  # an int that no float holds
+        finite = False
+    if not finite:
+        raise ValueError(f"guidance must be a finite number, like 7.5; got {guidance!r:.60}")
+
+
+def _check_capabilities(target: str, plans: bool, build: dict[str, Any]) -> None:
+    from fastdiff.engine.tensorrt_build import listed
+
+    if target == "tensorrt":
+        raise ValueError("capabilities goes with tensorrt-rtx; tensorrt builds for the GPU here")
+    build["capabilities"] = listed(build["capabilities"])
+    if not plans:
+        raise ValueError(
+            "capabilities goes with plans that are built now; where the bundle is loaded they are "
+            "built for the GPU there. Leave it out, or have the plans built now"
+        )
 
 
 def _need_onnxruntime() -> None:

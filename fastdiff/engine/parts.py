@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,16 +176,17 @@ def tables(parts: Parts, names: Sequence[str], guidance: float | None) -> dict[s
 
     guidance  of the rows; None: 7.5; 1: none
     """
+    listed = isinstance(names, Collection) and not isinstance(names, str)
+    if not listed or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"samplers must be a list like ['dpmpp_2m:20']; got {names!r:.80}")
     if not names:
         return {}
     if parts.scheduler is None:
         raise ValueError(
             f"samplers must be empty for a network alone, which has no scheduler; got {names!r}. "
-            "Export the pipeline, or give samplers=()"
+            "Export the pipeline, or leave it out"
         )
     config, found = parts.scheduler.config, {}
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"samplers must be a list like ['dpmpp_2m:20']; got {names!r:.80}")
     if lacks := [name for name in NEEDED if config.get(name) is None]:
         raise ValueError(
             f"samplers must be empty for {type(parts.scheduler).__name__}, whose config has no "

@@ -55,8 +55,10 @@ def expand(axes: Mapping[str, Sequence[Range]]) -> list[Profile]:
     counts = {name: len(ranges) for name, ranges in axes.items()}
     number = max(counts.values(), default=0)
     if not 1 <= number <= MOST or any(count not in (1, number) for count in counts.values()):
+        several = [name for name, count in counts.items() if count != 1]
         raise ValueError(
-            f"axes must have one range each, or as many as one another (at most {MOST}); got "
+            f"{' and '.join(several) or 'axes'} must have one range each, or as many as one "
+            f"another (at most {MOST}); got "
             + ", ".join(f"{name} {count}" for name, count in counts.items())
         )
     return [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ def build(
     profiles.size.  EngineError (Incompatible, Corrupt) for a graph, a flavour or a device that
     will not do; KeyboardInterrupt as soon as the step that runs has ended.
     """
-    settings = Settings(memory_limit, refittable, strip, weight_streaming, tuple(capabilities))
+    settings = Settings(memory_limit, refittable, strip, weight_streaming, listed(capabilities))
     flavour = tensorrt.load(target)
     _check(flavour, settings)
     number = len(profiles)
@@ -170,6 +171,18 @@ def _tf32() -> bool:
     import torch
 
     return bool(torch.backends.cuda.matmul.allow_tf32)
+
+
+def listed(capabilities: Any) -> tuple[str, ...]:
+    """Compute capabilities as Settings has them; TypeError or ValueError where they are none."""
+    words = f"capabilities must be a tuple like ('12.0',); got {capabilities!r:.60}"
+    if not isinstance(capabilities, Sequence) or isinstance(capabilities, str):
+        raise TypeError(words)
+    if not capabilities or not all(
+        isinstance(name, str) and re.fullmatch(r"[0-9]{1,2}\.[0-9]", name) for name in capabilities
+    ):
+        raise ValueError(words)
+    return tuple(capabilities)
 
 
 def possible(target: str, settings: Settings) -> None:
