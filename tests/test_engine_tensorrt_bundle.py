@@ -203,6 +203,28 @@ def test_new_weights_reach_plans_that_are_read_later(trt, tmp_path, monkeypatch)
     assert first is not trt.engine
 
 
+def test_a_stripped_plan_gets_the_weights_of_the_graph_before_it_runs(trt, tmp_path, monkeypatch):
+    """And a LoRA's in their place: then from the changed graph alone."""
+    wide = {axis: manifests.Range(min=1, opt=16, max=32) for axis in SIZES}
+    found, _ = export(tmp_path / "out", "tensorrt", [wide, narrow(16)], strip=True)
+    assert found.manifest.build.strip
+    assert all(engine.refittable for engine in found.manifest.engines)
+    flags = [[(trt.BuilderFlag.REFIT,), (trt.BuilderFlag.STRIP_PLAN,)]] * 2
+    assert [c.called("set_flag") for _, c in trt.built] == flags
+    fake_tensorrt.refitting(trt)
+    monkeypatch.setattr(fake_tensorrt.Engine, "refittable", True)
+    with runner_of(found) as runner:
+        runner.run(SIZES)
+        runner.run(SIZES)
+        graph = str(found.graph("unet"))
+        assert trt.refits == [("engine", trt.engine), ("file", graph), ("done",)]
+        trt.refits.clear()
+        runner.refit(Weights(onnx.load(graph), {}))
+        runner.run({**SIZES, "height": 8})
+    assert [call[0] for call in trt.refits] == ["engine", "bytes", "done"] * 2
+    assert len(trt.built) == 2  # none of them anew
+
+
 def test_what_rtx_compiled_is_kept(monkeypatch, trt, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt.module("1.7.1"))
     monkeypatch.setattr(tensorrt, "capability", lambda: "12.0")

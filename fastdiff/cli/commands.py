@@ -185,6 +185,10 @@ def export(
     refittable: Annotated[
         bool, typer.Option("--refittable", help="TensorRT engines that take other weights.")
     ] = False,
+    strip: Annotated[
+        bool,
+        typer.Option("--strip", help="TensorRT engines without weights, which the graph has."),
+    ] = False,
     weight_streaming: Annotated[
         bool, typer.Option("--weight-streaming", help="TensorRT engines larger than the GPU.")
     ] = False,
@@ -222,6 +226,7 @@ def export(
         replace=replace,
         memory_limit=memory_limit,
         refittable=refittable,
+        strip=strip,
         weight_streaming=weight_streaming,
         capabilities=tuple(capability or ()),
     )

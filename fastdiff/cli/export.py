@@ -125,7 +125,7 @@ def _option(message: str) -> str:
 
 _OPTIONS = {
     **{n: n for n in ("target", "dtype", "batch", "height", "width", "tokens", "guidance")},
-    **{n: n.replace("_", "-") for n in ("memory_limit", "refittable", "weight_streaming")},
+    **{n: n.replace("_", "-") for n in ("memory_limit", "refittable", "strip", "weight_streaming")},
     "samplers": "sampler",
     "capabilities": "capability",
     "vae": "with-vae",

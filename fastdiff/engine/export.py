@@ -45,6 +45,7 @@ MOST_INSIDE = 1_800_000_000  # bytes of weights in the .onnx itself: a protobuf 
 BUILD = {
     "memory_limit": "a number of bytes above 0 and at most 2**44 (leave it out for no limit)",
     "refittable": "True or False",
+    "strip": "True or False",
     "weight_streaming": "True or False",
     "capabilities": "a tuple of compute capabilities",
 }
@@ -102,8 +103,9 @@ def export(
     plans               build TensorRT's plans now; otherwise where the bundle is first loaded
     replace             a bundle that is already there
     tell                called with a Step after each part of the work
-    build               of TensorRT: memory_limit (bytes), refittable, weight_streaming; and of
-                        tensorrt-rtx capabilities, a tuple of compute capabilities like "12.0"
+    build               of TensorRT: memory_limit (bytes), refittable, strip (plans without weights,
+                        which they get from the graph where they are loaded), weight_streaming; and
+                        of tensorrt-rtx capabilities, a tuple of compute capabilities like "12.0"
 
     Raises TypeError or ValueError that names the argument, and EngineError where the graph is not
     as near to PyTorch as it must be, or where the target is not installed; nothing is written then.

@@ -147,6 +147,7 @@ class Build(_Part):
     """How the plans of a bundle are built, there and where it is loaded."""
 
     refittable: bool = False
+    strip: bool = False  # without weights, which each plan gets from the graph when it is read
     weight_streaming: bool = False
     memory_limit: Annotated[int, Field(gt=0, le=1 << 44)] | None = None  # bytes
 

@@ -198,7 +198,7 @@ def _check(flavour: Flavour, settings: Settings) -> None:
         if here is None and (settings.refittable or settings.strip):
             raise Incompatible(
                 "tensorrt-rtx builds refittable and stripped plans only where there is a GPU, and "
-                "torch sees none. Build there, or without refittable; a LoRA fused before the "
+                "torch sees none. Build there, or with neither; a LoRA fused before the "
                 "export needs no refit"
             )
         if here is None and "7.5" in settings.capabilities:

@@ -51,7 +51,8 @@ def engines(
     for i, path in enumerate(found):
         file = f"{name}.{i}.plan"
         shutil.copyfile(path, folder / file)
-        made.append(Engine(file=file, graph=name, profile=i, refittable=settings.refittable))
+        refittable = settings.refittable or settings.strip
+        made.append(Engine(file=file, graph=name, profile=i, refittable=refittable))
     size = sum((folder / engine.file).stat().st_size for engine in made)
     built(time.perf_counter() - began, size)
     return target_here(target, settings), made
@@ -88,12 +89,13 @@ class Plans:
         read: Callable[[int], Plan],
         pixels: int,
         keep: Callable[[int, Plan], None],
+        stripped: Path | None = None,
     ) -> None:
         self.graph, self.device = graph, device
         self._ranges, self._read, self._pixels = list(ranges), read, pixels
         self._keep = keep  # called with each plan before it is closed
         self._plans: dict[int, Plan] = {}
-        self._weights: bytes | None = None
+        self._weights: bytes | Path | None = stripped  # the graph, where plans have no weights
         self._lock, self._closed = threading.Lock(), False
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -183,7 +185,8 @@ def runner(
             cache.put(key, compiled, f"what {target} compiled of {name} for this GPU")
             cache.release(key)
 
-    return Plans(graph, ranges, device, read, manifest.model.vae_scale, keep)
+    stripped = bundle.graph(name) if manifest.build.strip else None
+    return Plans(graph, ranges, device, read, manifest.model.vae_scale, keep, stripped)
 
 
 def _capabilities(target: str) -> tuple[str, ...]:
