@@ -227,7 +227,6 @@ def test_an_old_version_is_refused(pretend):
         ("tensorrt", None, {}, "builds only on the GPU that will run the plan"),
         (RTX, None, {"refittable": True}, "only where there is a GPU"),
         (RTX, None, {"strip": True}, "only where there is a GPU"),
-        (RTX, None, {"strip": True}, "only where there is a GPU"),
         (RTX, None, {"capabilities": ["7.5"]}, "7.5 only where there is a GPU"),
         (RTX, "9.0", {"capabilities": ["9.0"]}, r"got 9\.0 \(Hopper.*Use target tensorrt there"),
     ],
