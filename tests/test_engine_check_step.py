@@ -67,6 +67,8 @@ def plans(guidance):
 def test_a_right_step_is_as_near_as_pytorch(tmp_path, guidance):
     found = measured(tmp_path, plans(guidance))
     assert found.runs == 2 + 3 + 2 + 3  # x', x0 and, of unipc_2 and the usual one, the history
+    # a dozen roundings of 6e-8, one after the other; where the reference's history was changed on
+    # the way it was 4 % off
     assert 0 < found.graph < 1e-6
     assert 0 < found.torch < 1e-6
     assert measured(tmp_path, []).runs == 9
@@ -74,6 +76,7 @@ def test_a_right_step_is_as_near_as_pytorch(tmp_path, guidance):
 
 def test_in_float16_the_networks_rounding_is_what_is_lost(tmp_path):
     found = measured(tmp_path, plans(2.0), "float16")
+    # far above float32's, whose dozen roundings are below 1e-6
     assert 1e-5 < found.graph < 2 * found.torch
 
 

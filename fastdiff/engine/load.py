@@ -15,7 +15,7 @@ from fastdiff.engine.transformer import EngineTransformer
 from fastdiff.engine.unet import EngineUNet
 
 FACES: dict[str, type[Engine]] = {"unet": EngineUNet, "transformer": EngineTransformer}
-MOST_THREADS = 1024
+MOST_THREADS = 1024  # with a million ONNX Runtime did not return within three minutes
 
 
 def load_engine(
